@@ -1,0 +1,523 @@
+"""The store: what each stage leaves behind, and how the next one finds it.
+
+    STORE/journal.jsonl               what the store returned, in order; "newest" is its last line
+    STORE/<kind>/<name>/v003/         one finished artifact, never changed again
+        manifest.json                 written last; without a valid one a folder does not count
+        run.json, log.jsonl           times, host, metrics: verified, but outside the id
+        …                             the payload
+    STORE/<kind>/<name>/.work-<key>/  a long job under way; it survives a crash
+    STORE/<kind>/<name>/.<name>.tmp-<pid>/  a short job under way; swept when its process is gone
+
+key: hash of everything that goes in, known before the work. id: hash of the payload, known after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import console, fsops
+from .errors import Damaged, NotFound, Resources, Unsafe, Usage, suggest
+
+SCHEMA = 1
+Problems = list[str]
+MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
+RUN_FILES = ("run.json", "log.jsonl")
+LIBRARIES = ("accelerate", "diffusers", "dreamtune", "peft", "pillow", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: a folder and the manifest that describes it."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> Artifact:
+        """The artifact in folder `path`; NotFound without a manifest, Damaged with a bad one."""
+        file = path / MANIFEST
+        try:
+            data = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"no artifact in {path}", why=f"there is no {MANIFEST}") from None
+        try:
+            manifest = json.loads(data)
+            schema = manifest["schema"]
+            intact = _manifest_bytes(manifest) == data
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise Damaged(f"{file} is damaged", why="it cannot be read") from None
+        if schema != SCHEMA and isinstance(schema, int):
+            raise Damaged(
+                f"{file} has schema {schema}, this dreamtune reads {SCHEMA}",
+                fix="use the dreamtune that wrote it, or a newer one",
+            )
+        if not intact:
+            raise Damaged(f"{file} is damaged", why="its bytes are not those that were written")
+        return cls(path, manifest)
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest["kind"])
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def version(self) -> str:
+        """The label of this version, as "v003"."""
+        return str(self.manifest["version"])
+
+    @property
+    def id(self) -> str:
+        return str(self.manifest["id"])
+
+    @property
+    def key(self) -> str:
+        return str(self.manifest["key"])
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return dict(self.manifest["recipe"])
+
+    @property
+    def parents(self) -> list[str]:
+        return list(self.manifest["parents"])
+
+    @property
+    def label(self) -> str:
+        """How people refer to it: "rex@v003"."""
+        return f"{self.name}@{self.version}"
+
+    def read_json(self, file: str) -> Any:
+        """A JSON file of the artifact; Damaged when it is missing or unreadable."""
+        try:
+            return json.loads((self.path / file).read_bytes())
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{self.path / file} is damaged", why=str(e)) from None
+
+    def verify(self, deep: bool = False) -> list[str]:
+        """Problems, empty when there are none: presence and sizes, with `deep` every byte too."""
+        expected = {**self.manifest["files"], **self.manifest["run"]}
+        found = {_relative(p, self.path): p for p in _walk(self.path)}
+        problems = [f"{f}: missing" for f in sorted(expected.keys() - found.keys())]
+        problems += [f"{f}: not in the manifest" for f in sorted(found.keys() - expected.keys())]
+        for file in sorted(expected.keys() & found.keys()):
+            problem = _compare(found[file], expected[file], deep)
+            problems += [f"{file}: {problem}"] if problem else []
+        return problems
+
+    def check(self, deep: bool = False) -> Artifact:
+        """Itself, when nothing is wrong with it; else Damaged with the first problem."""
+        problems = self.verify(deep)
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise Damaged(
+                f"{self.label} is damaged",
+                why=problems[0] + more,
+                fix="make it again, or see `dreamtune verify`",
+            )
+        return self
+
+
+@dataclass
+class Draft:
+    """An artifact in the making: write the payload below `path`, then `commit`.
+
+    `path/"checkpoints"` is not part of the payload and goes away after the commit is durable.
+    """
+
+    store: Store
+    path: Path
+    resumed: bool
+    header: dict[str, Any]  # kind, name, key, recipe, parents
+
+    def commit(self, run: dict[str, Any]) -> Artifact:
+        """Make it final. `run` (times, host, metrics) becomes run.json, outside the id."""
+        fsops.write_json(self.path / "run.json", run)
+        fsops.seal(self.path)
+        entries = {_relative(p, self.path): _entry(p) for p in _walk(self.path)}
+        run_files = {f: entries.pop(f) for f in RUN_FILES if f in entries}
+        home = self.path.parent
+        manifest = {
+            **self.header,
+            "schema": SCHEMA,
+            "version": self.store._next_version(self.header["kind"], self.header["name"]),
+            "id": payload_id(entries),
+            "files": entries,
+            "run": run_files,
+        }
+        manifest["sha256"] = _manifest_hash(manifest)
+        fsops.write_bytes(self.path / MANIFEST, _manifest_bytes(manifest))
+        target = home / manifest["version"]
+        fsops.rename(self.path, target)
+        artifact = Artifact(target, manifest)
+        self.store._record("made", artifact)
+        fsops.remove_tree(target / CHECKPOINTS)
+        return artifact
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artifacts. Reading it changes nothing, so it may be read-only."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Store:
+        """The store at `path`, else DREAMTUNE_STORE, else ./artifacts; it need not exist yet."""
+        path = Path(path or os.environ.get("DREAMTUNE_STORE") or "artifacts")
+        if path.exists() and not path.is_dir():
+            raise Usage(f"the store {path} is a file", fix="give --store a folder")
+        return cls(path)
+
+    # Finding.
+
+    def key(
+        self, kind: str, stage_version: int, recipe: dict[str, Any], parents: Sequence[str]
+    ) -> str:
+        """Hash of all that goes into an artifact: equal keys need no second run."""
+        facts = {
+            "kind": kind,
+            "stage": stage_version,
+            "recipe": recipe,
+            "parents": [*parents],
+            "libraries": library_versions(),
+            "threads": thread_count(),
+        }
+        return hashlib.sha256(fsops.dump_json(facts).encode()).hexdigest()
+
+    def find(self, key: str) -> Artifact | None:
+        """A finished artifact with this key whose files are all there."""
+        for artifact in reversed(self.list()):
+            if artifact.key == key:
+                problems = artifact.verify()
+                if not problems:
+                    return artifact
+                console.warn(f"{artifact.path} is damaged ({problems[0]}), so it is made again")
+        return None
+
+    def reuse(self, artifact: Artifact) -> Artifact:
+        """Return an old artifact as the result of a run: it becomes the newest."""
+        try:
+            self._record("reused", artifact)
+        except Resources as e:
+            console.warn(f"the reuse is not recorded: {e}")
+        return artifact
+
+    def newest(
+        self, kind: str, fits: Callable[[Artifact], bool] = lambda artifact: True
+    ) -> Artifact | None:
+        """The artifact of this kind that the store returned last and that `fits`."""
+        return next((a for a in reversed(self._in_order()) if a.kind == kind and fits(a)), None)
+
+    def resolve(self, ref: str, kind: str | None = None) -> Artifact:
+        """The artifact that `ref` means: path, name, name@v003, kind/name or the start of an id."""
+        if (Path(ref) / MANIFEST).is_file():
+            return _of_kind(Artifact.load(Path(ref)), kind)
+        name, _, version = ref.partition("@")
+        candidates = [a for a in self._in_order() if kind in (None, a.kind)]
+        named = [
+            a
+            for a in candidates
+            if name in (a.name, f"{a.kind}/{a.name}") and version in ("", a.version)
+        ]
+        hits = named or [a for a in candidates if len(ref) >= 4 and a.id.startswith(ref)]
+        if not hits:
+            raise self._not_found(ref, kind)
+        meant = {a.kind if named else a.id for a in hits}
+        if len(meant) > 1:
+            raise Usage(
+                f"{ref!r} is ambiguous",
+                why=", ".join(sorted({f"{a.kind}/{a.label}" for a in hits})),
+                fix="name one of them",
+            )
+        return hits[-1]
+
+    def list(self, kind: str | None = None) -> Sequence[Artifact]:
+        """Every artifact with a good manifest, by kind, name and version."""
+        found = []
+        for folder in self._folders():
+            with contextlib.suppress(Damaged, NotFound):
+                artifact = Artifact.load(folder)
+                found += [artifact] if kind in (None, artifact.kind) else []
+        return found
+
+    def verify(self, deep: bool = False) -> dict[Path, Problems]:
+        """The problems of every artifact folder; those made from a damaged one are marked too."""
+        report: dict[Path, Problems] = {}
+        bad: set[str] = set()
+        good = []
+        for folder in self._folders():
+            try:
+                artifact = Artifact.load(folder)
+            except (Damaged, NotFound) as e:
+                report[folder] = [str(e)]
+                continue
+            report[folder] = artifact.verify(deep)
+            good.append(artifact)
+            bad |= {artifact.id} if report[folder] else set()
+        bad -= {a.id for a in good if not report[a.path]}
+        for artifact in good:
+            report[artifact.path] += [
+                f"made from {parent[:12]}, which is damaged"
+                for parent in artifact.parents
+                if parent in bad
+            ]
+        return report
+
+    # Making.
+
+    @contextlib.contextmanager
+    def draft(
+        self,
+        kind: str,
+        name: str,
+        key: str,
+        recipe: dict[str, Any],
+        parents: Sequence[str],
+        keep: bool = False,
+    ) -> Iterator[Draft]:
+        """A folder to fill, locked against other processes (Locked names the holder).
+
+        keep: the folder belongs to the key and survives a crash, so that work can be resumed;
+        otherwise it goes away unless the block commits.
+        """
+        home = fsops.make_folder(self.path / check_name(kind) / check_name(name))
+        with fsops.lock(home / ".lock", f"{kind} {name!r}"):
+            _sweep(home)
+            work = home / (f".work-{key[:16]}" if keep else f".{name}.tmp-{os.getpid()}")
+            resumed = work.is_dir()
+            fsops.make_folder(work)
+            header = {
+                "kind": kind,
+                "name": name,
+                "key": key,
+                "recipe": recipe,
+                "parents": [*parents],
+            }
+            try:
+                yield Draft(self, work, resumed, header)
+            finally:
+                if not keep:
+                    fsops.remove_tree(work)
+
+    # Inside.
+
+    @property
+    def _journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    def _folders(self) -> Sequence[Path]:
+        """Every version folder, whatever its state."""
+        found = [p for p in self.path.glob("*/*/v*") if _number(p.name) and p.is_dir()]
+        return sorted(found, key=lambda p: (p.parent, _number(p.name)))
+
+    def _entries(self) -> Sequence[dict[str, Any]]:
+        """The journal's readable lines, in order; a line torn by a crash is passed over."""
+        try:
+            lines = self._journal.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        entries = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                entries += [entry] if isinstance(entry, dict) and "seq" in entry else []
+        return entries
+
+    def _record(self, event: str, artifact: Artifact) -> None:
+        """Append to the journal that `artifact` was returned."""
+        fsops.make_folder(self.path)
+        with fsops.lock(self.path / ".lock", "the journal", wait=True):
+            entries = self._entries()
+            entry = {
+                "seq": entries[-1]["seq"] + 1 if entries else 1,
+                "event": event,
+                "kind": artifact.kind,
+                "name": artifact.name,
+                "version": artifact.version,
+                "id": artifact.id,
+                "time": round(time.time(), 3),
+            }
+            fsops.append_line(self._journal, json.dumps(entry))
+
+    def _in_order(self) -> Sequence[Artifact]:
+        """Artifacts as last returned, newest at the end; those not in the journal come first."""
+        last = {(e["kind"], e["name"], e["version"]): e["seq"] for e in self._entries()}
+        return sorted(self.list(), key=lambda a: last.get((a.kind, a.name, a.version), 0))
+
+    def _next_version(self, kind: str, name: str) -> str:
+        """One more than any version that is or was there: a label never means two things."""
+        used = [_number(p.name) for p in (self.path / kind / name).iterdir()]
+        journal = (e for e in self._entries() if (e["kind"], e["name"]) == (kind, name))
+        return f"v{max([0, *used, *(_number(e['version']) for e in journal)]) + 1:03d}"
+
+    def _not_found(self, ref: str, kind: str | None) -> NotFound:
+        known = {a.name for a in self.list(kind)} | {a.label for a in self.list(kind)}
+        what = kind or "artifact"
+        if not known:
+            return NotFound(f"no {what} {ref!r}", why=f"{self.path} has no {what} yet")
+        return NotFound(
+            f"no {what} {ref!r} in {self.path}",
+            fix=suggest(ref, known) or "`dreamtune list` shows what there is",
+        )
+
+
+# References and names.
+
+
+def parse_ref(text: str) -> tuple[str, dict[str, str], float | None]:
+    """Split "rex@v003@step=300@0.8" into ("rex@v003", {"step": "300"}, 0.8)."""
+    ref, options, weight = text, {}, None
+    while "@" in ref and not Path(ref).exists():
+        head, _, last = ref.rpartition("@")
+        if _number(last):
+            break
+        key, equals, value = last.partition("=")
+        if equals and key:
+            options[key] = value
+        elif weight is None:
+            weight = _weight(last, text)
+        else:
+            raise Usage(f"{text!r} has two weights")
+        ref = head
+    return ref, options, weight
+
+
+def _weight(word: str, text: str) -> float:
+    if not re.fullmatch(r"-?\d*\.?\d+", word):
+        raise Usage(
+            f"cannot read @{word} in {text!r}",
+            fix="write name, name@v003, name@0.8 or name@step=300",
+        )
+    return float(word)
+
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def check_name(name: str) -> str:
+    """`name`, when it can be a folder anywhere; Usage otherwise."""
+    ok = re.fullmatch(r"\w[\w.+-]*", name) and not name.endswith(".") and len(name.encode()) <= 100
+    if not ok or _RESERVED.fullmatch(name):
+        raise Usage(
+            f"{name[:120]!r} cannot be a name",
+            why="a name is 1 to 100 letters, digits and . _ + -, and begins with a letter or digit",
+            fix=f"for example {slug(name)!r}",
+        )
+    return name
+
+
+def slug(text: str) -> str:
+    """A valid name that resembles `text`, such as a folder's name."""
+    import unicodedata
+
+    plain = unicodedata.normalize("NFC", text)
+    plain = re.sub(r"[^\w.+-]+", "-", plain).strip(".+-_")
+    plain = plain.encode("utf-8", "ignore")[:60].decode("utf-8", "ignore").rstrip(".")
+    return f"{plain}-1" if _RESERVED.fullmatch(plain) else plain or "untitled"
+
+
+# What goes into a key.
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that an artifact's bytes depend on; none is imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from . import __version__
+
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {**found, "dreamtune": __version__}
+
+
+def thread_count() -> int:
+    """Threads that sums are split over: OMP_NUM_THREADS, else the CPUs this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(asked) if asked.isdecimal() else len(os.sched_getaffinity(0))
+
+
+# Files of an artifact.
+
+
+def payload_id(files: dict[str, dict[str, Any]]) -> str:
+    """Hash of the names and hashes of the payload files."""
+    names = {name: entry["sha256"] for name, entry in files.items()}
+    return hashlib.sha256(fsops.dump_json(names).encode()).hexdigest()
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    body = {k: v for k, v in manifest.items() if k != "sha256"}
+    return hashlib.sha256(fsops.dump_json(body).encode()).hexdigest()
+
+
+def _manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """The only bytes this manifest can have, its own hash computed anew."""
+    return fsops.dump_json({**manifest, "sha256": _manifest_hash(manifest)}).encode()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files of an artifact, without manifest and checkpoints; a link is refused."""
+    for root, folders, files in os.walk(folder):
+        top = Path(root) == folder
+        if top and CHECKPOINTS in folders:
+            folders.remove(CHECKPOINTS)
+        for name in [*files, *folders]:
+            path = Path(root, name)
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise Unsafe(f"{path} is not a plain file", fix="remove it from the artifact")
+            if name in files and not (top and name == MANIFEST):
+                yield path
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": fsops.hash_file(path)}
+
+
+def _compare(path: Path, entry: dict[str, Any], deep: bool) -> str:
+    """What is wrong with a file, or ""."""
+    try:
+        size = path.stat().st_size
+        if size != entry["size"]:
+            return f"{size:,} bytes instead of {entry['size']:,}"
+        if deep and fsops.hash_file(path) != entry["sha256"]:
+            return "its bytes have changed"
+    except OSError as e:
+        return f"cannot be read ({os.strerror(e.errno or 0)})"
+    return ""
+
+
+def _of_kind(artifact: Artifact, kind: str | None) -> Artifact:
+    if kind not in (None, artifact.kind):
+        raise Usage(f"{artifact.path} is of kind {artifact.kind}, not {kind}")
+    return artifact
+
+
+def _number(label: str) -> int:
+    """3 for "v003", 0 for what is no version label."""
+    return int(label[1:]) if re.fullmatch(r"v\d{1,9}", label, re.ASCII) else 0
+
+
+def _sweep(home: Path) -> None:
+    """Remove what dead processes left; the caller holds the lock, so whoever made it is gone."""
+    for path in [*home.glob(".*.tmp-*"), *home.glob(f"v*/{CHECKPOINTS}")]:
+        fsops.remove_tree(path)
