@@ -1,0 +1,110 @@
+"""The command line: assembles commands/, and turns every outcome into a line and an exit code.
+
+Light at import: no torch, no rich. A command's module is light too, and loads its stage when run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from . import __version__, console, plugins
+from .errors import UserError
+
+ISSUES = "run it again with DREAMTUNE_DEBUG=1 to see where, and please report that"
+ORDER = ("prep", "train", "sample")  # the main road first in --help
+
+
+def build() -> typer.Typer:
+    """The app with every command that commands/ holds."""
+    app = typer.Typer(
+        name="dreamtune",
+        help="Put your own concept into a diffusion model.",
+        epilog="Start with: dreamtune prep FOLDER; dreamtune train; dreamtune sample PROMPT",
+        add_completion=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_globals)
+    names = plugins.names("dreamtune.commands")
+    for name in sorted(names, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
+        plugins.load("dreamtune.commands", name).register(app)
+    return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.out(f"dreamtune {__version__}")
+        raise typer.Exit()
+
+
+def _globals(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="DREAMTUNE_DEBUG", help="Show tracebacks.")
+    ] = False,
+) -> None:
+    console.quiet(quiet)
+    if debug:
+        os.environ["DREAMTUNE_DEBUG"] = "1"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the console script: runs a command and exits with its code."""
+    args = sys.argv[1:] if args is None else args
+    code = run(args or ["--help"])
+    sys.exit(code)
+
+
+def run(args: list[str]) -> int:
+    """Run a command line; the exit code. Whatever goes wrong is one line on stderr."""
+    try:
+        code = build()(args, prog_name="dreamtune", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except UserError as e:
+        return _fail(e.code, str(e), args)
+    except typer.TyperException as e:  # a flag or command that Typer does not know
+        return _fail(2, e.format_message().rstrip("."), args)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(130, "interrupted", args)
+    except BrokenPipeError:
+        return 141
+    except Exception as e:
+        return _unexpected(e, args)
+
+
+def _unexpected(e: Exception, args: list[str]) -> int:
+    """A bug, or a machine that ran out of something."""
+    import errno
+
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _fail(15, f"{e.strerror}: {e.filename or 'the disk is full'}", args)
+    if isinstance(e, MemoryError):
+        return _fail(15, "out of memory", args)
+    if os.environ.get("DREAMTUNE_DEBUG", "") not in ("", "0"):
+        import traceback
+
+        console.error("".join(traceback.format_exception(e)))
+    first = (str(e).strip() or "no message").splitlines()[0]
+    return _fail(1, f"internal error ({type(e).__name__}: {first}); {ISSUES}", args)
+
+
+def _fail(code: int, message: str, args: list[str]) -> int:
+    """Say why on stderr; a script that asked for --json gets it on stdout too."""
+    console.error(message)
+    if "--json" in args:
+        console.json({"message_type": "exit_error", "code": code, "message": message})
+    return code
+
+
+if __name__ == "__main__":
+    main()
