@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from . import console, fsops
-from .errors import Damaged, NotFound, Resources, Unsafe, Usage, suggest
+from .errors import Damaged, Locked, NotFound, Resources, Unsafe, Usage, suggest
 
 SCHEMA = 1
 Problems = list[str]
+FIELDS = {"kind", "name", "version", "key", "id", "recipe", "parents", "files", "run"}
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 RUN_FILES = ("run.json", "log.jsonl")
 LIBRARIES = ("accelerate", "diffusers", "dreamtune", "peft", "pillow", "torch", "transformers")
@@ -53,6 +54,7 @@ class Artifact:
         try:
             manifest = json.loads(data)
             schema = manifest["schema"]
+            complete = set(manifest) >= FIELDS
             intact = _manifest_bytes(manifest) == data
         except (ValueError, KeyError, TypeError, RecursionError):
             raise Damaged(f"{file} is damaged", why="it cannot be read") from None
@@ -61,7 +63,7 @@ class Artifact:
                 f"{file} has schema {schema}, this dreamtune reads {SCHEMA}",
                 fix="use the dreamtune that wrote it, or a newer one",
             )
-        if not intact:
+        if not (intact and complete):
             raise Damaged(f"{file} is damaged", why="its bytes are not those that were written")
         return cls(path, manifest)
 
@@ -230,7 +232,8 @@ class Store:
         named = [
             a
             for a in candidates
-            if name in (a.name, f"{a.kind}/{a.name}") and version in ("", a.version)
+            if name in (a.name, f"{a.kind}/{a.name}")
+            and (not version or _number(version) == _number(a.version))
         ]
         hits = named or [a for a in candidates if len(ref) >= 4 and a.id.startswith(ref)]
         if not hits:
@@ -294,8 +297,8 @@ class Store:
         otherwise it goes away unless the block commits.
         """
         home = fsops.make_folder(self.path / check_name(kind) / check_name(name))
+        self._sweep()
         with fsops.lock(home / ".lock", f"{kind} {name!r}"):
-            _sweep(home)
             work = home / (f".work-{key[:16]}" if keep else f".{name}.tmp-{os.getpid()}")
             resumed = work.is_dir()
             fsops.make_folder(work)
@@ -363,9 +366,20 @@ class Store:
         journal = (e for e in self._entries() if (e["kind"], e["name"]) == (kind, name))
         return f"v{max([0, *used, *(_number(e['version']) for e in journal)]) + 1:03d}"
 
+    def _sweep(self) -> None:
+        """Remove what dead processes left: whoever would still write there holds its lock."""
+        litter = [*self.path.glob("*/*/.*.tmp-*"), *self.path.glob("*/*/.work-*/**/.*.tmp-*")]
+        litter += self.path.glob(f"*/*/v*/{CHECKPOINTS}")
+        for path in litter:
+            home = self.path.joinpath(*path.relative_to(self.path).parts[:2])
+            with contextlib.suppress(Locked), fsops.lock(home / ".lock", str(home)):
+                fsops.remove_tree(path)
+
     def _not_found(self, ref: str, kind: str | None) -> NotFound:
         known = {a.name for a in self.list(kind)} | {a.label for a in self.list(kind)}
         what = kind or "artifact"
+        if Path(ref).is_dir():
+            return NotFound(f"no artifact in {ref}", why=f"there is no {MANIFEST}")
         if not known:
             return NotFound(f"no {what} {ref!r}", why=f"{self.path} has no {what} yet")
         return NotFound(
@@ -515,9 +529,3 @@ def _of_kind(artifact: Artifact, kind: str | None) -> Artifact:
 def _number(label: str) -> int:
     """3 for "v003", 0 for what is no version label."""
     return int(label[1:]) if re.fullmatch(r"v\d{1,9}", label, re.ASCII) else 0
-
-
-def _sweep(home: Path) -> None:
-    """Remove what dead processes left; the caller holds the lock, so whoever made it is gone."""
-    for path in [*home.glob(".*.tmp-*"), *home.glob(f"v*/{CHECKPOINTS}")]:
-        fsops.remove_tree(path)

@@ -100,7 +100,8 @@ def _unexpected(e: Exception, args: list[str]) -> int:
 
 def _fail(code: int, message: str, args: list[str]) -> int:
     """Say why on stderr; a script that asked for --json gets it on stdout too."""
-    console.error(message)
+    for line in message.splitlines():
+        console.error(line)
     if "--json" in args:
         console.json({"message_type": "exit_error", "code": code, "message": message})
     return code

@@ -33,8 +33,12 @@ def clean(text: str) -> str:
 
 
 def out(text: object) -> None:
-    """A result: one line on stdout, as it is."""
-    _write(sys.stdout, str(text))
+    """A result: one line on stdout, as it is; an undecodable file name keeps its bytes."""
+    try:
+        _write(sys.stdout, str(text))
+    except UnicodeEncodeError:
+        sys.stdout.buffer.write(os.fsencode(str(text)) + b"\n")
+        sys.stdout.flush()
 
 
 def json(obj: Any) -> None:
@@ -142,9 +146,6 @@ def _write(stream: TextIO, text: str) -> None:
     """One line; a reader that went away is no error for talk, and ends a result quietly."""
     try:
         stream.write(text + "\n")
-        stream.flush()
-    except UnicodeEncodeError:
-        stream.write(text.encode("ascii", "backslashreplace").decode() + "\n")
         stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

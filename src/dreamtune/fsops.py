@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from . import console
 from .errors import Locked, Resources
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -76,7 +77,7 @@ def append_line(path: Path, text: str) -> None:
             size = os.fstat(fd).st_size
             torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
             _write_all(fd, b"\n" + line if torn else line)
-            os.fsync(fd)
+            _sync(fd)
         finally:
             os.close(fd)
         if not size:
@@ -108,9 +109,10 @@ def seal(folder: Path) -> None:
             if path.is_dir():
                 sync_folder(path)
                 continue
-            path.chmod(0o666 & ~umask)
+            with contextlib.suppress(PermissionError):  # a file system without modes
+                path.chmod(0o666 & ~umask)
             with path.open("rb") as f:
-                os.fsync(f.fileno())
+                _sync(f.fileno())
 
 
 @contextlib.contextmanager
@@ -120,7 +122,8 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with _supported("lock files"):
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             pid = os.pread(fd, 20, 0).decode(errors="replace") or "unknown"
             raise Locked(
@@ -141,15 +144,14 @@ def adopt(src: Path, dst: Path) -> None:
         target = dst / file.relative_to(src)
         make_folder(target.parent)
         with file.open("rb") as f:
-            _write(target, iter(partial(f.read, 1 << 20), b""), file.stat().st_size)
+            _write(target, iter(functools.partial(f.read, 1 << 20), b""), file.stat().st_size)
     remove_tree(src)
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder, if it is there."""
-    with guard(path):
-        if path.is_dir():
-            shutil.rmtree(path)
+    """Delete a file or folder, if it is there."""
+    with guard(path), contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def hash_file(path: Path) -> str:
@@ -162,7 +164,7 @@ def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        _sync(fd)
     finally:
         os.close(fd)
 
@@ -256,7 +258,7 @@ def _write(path: Path, pieces: Iterable[bytes], size: int) -> None:
             try:
                 for piece in pieces:
                     _write_all(fd, piece)
-                os.fsync(fd)
+                _sync(fd)
             finally:
                 os.close(fd)
             _rename(temp, path)
@@ -269,6 +271,27 @@ def _write(path: Path, pieces: Iterable[bytes], size: int) -> None:
 def _rename(src: Path, dst: Path) -> None:
     os.replace(src, dst)  # noqa: PTH105 (one name to patch in fault tests)
     sync_folder(dst.parent)
+
+
+def _sync(fd: int) -> None:
+    with _supported("sync to disk"):
+        os.fsync(fd)
+
+
+@contextlib.contextmanager
+def _supported(what: str) -> Iterator[None]:
+    """Go on, and say so, where a (network) file system lacks an operation."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+            raise
+        _degraded(what)
+
+
+@functools.cache
+def _degraded(what: str) -> None:
+    console.warn(f"this file system cannot {what}; a crash or a second run can do harm")
 
 
 def _write_all(fd: int, data: bytes) -> None:

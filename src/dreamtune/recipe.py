@@ -7,6 +7,7 @@ value out of range is collected, and all of them are told at once, before anythi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import plugins, settings
+from . import console, plugins, settings
 from .errors import NotFound, Usage, UserError, suggest
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Chosen:
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """A value as someone wrote it: where, and whether as text (flag, --set) or typed (TOML)."""
+    """A value as someone wrote it, as text (a flag, --set) or typed (TOML), and after what."""
 
     where: str
     value: Any
@@ -91,8 +92,8 @@ def resolve_all(
     return values
 
 
-def validate(file: Path | str) -> dict[str, Any]:
-    """Resolve every table of a recipe; Usage with all problems."""
+def validate(file: Path | str | None) -> dict[str, Any]:
+    """Resolve every table of a recipe (None: the defaults); Usage with all problems."""
     return resolve_all(TABLES, method=True, file=file)
 
 
@@ -121,7 +122,7 @@ def _from_file(file: Path | str, problems: list[str]) -> Iterator[tuple[tuple[st
             problems.append(f"[{table}]: unknown table, {_hint(table, known)}")
         else:
             for key, value in body.items():
-                yield (table, key), _Given(f"{table}.{key}", value, text=False)
+                yield (table, key), _Given(f"{table}.{key} = ", value, text=False)
 
 
 def _from_sets(sets: Sequence[str], tables: Mapping[str, type], problems: list[str]) -> _Values:
@@ -138,7 +139,7 @@ def _from_sets(sets: Sequence[str], tables: Mapping[str, type], problems: list[s
             hint = _hint(path, [f"{t}.{k}" for t, s in tables.items() for k in _names(s)])
             problems.append(f"--set {path}: unknown key, {hint}")
         else:
-            found[owners[0], key] = _Given(f"--set {path}", value.strip(), text=True)
+            found[owners[0], key] = _Given(f"--set {path}=", value.strip(), text=True)
     return found
 
 
@@ -149,7 +150,7 @@ def _from_flags(
     for key, value in flags.items():
         owners = [t for t, schema in tables.items() if key in _names(schema)]
         if owners:
-            found[owners[0], key] = _Given(_flag(tables[owners[0]], key), value, text=True)
+            found[owners[0], key] = _Given(f"{_flag(tables[owners[0]], key)} ", value, text=True)
         elif method in method_options():
             theirs = {n: o for n, o in method_options().items() if key in _names(o)}
             flag = _flag(next(iter(theirs.values())), key)
@@ -179,14 +180,14 @@ def _table(table: str, schema: type, given: _Values, problems: list[str]) -> Any
         if owner != table or (table == METHOD and key == "name") or schema is _Nothing:
             continue
         if key not in fields:
-            problems.append(f"{g.where}: unknown key, {_hint(key, fields)}")
+            problems.append(f"{g.where.rstrip(' =')}: unknown key, {_hint(key, fields)}")
             continue
         try:
             value = _parse(hints[key], g.value) if g.text else g.value
             values[key] = _check(hints[key], value, fields[key].metadata)
         except ValueError as e:
             shown = g.value if g.text else json.dumps(g.value, default=str)
-            problems.append(f"{g.where} = {shown}: {e}")
+            problems.append(f"{g.where}{shown}: {e}")
     if len(problems) > before:
         return None
     try:
@@ -200,8 +201,7 @@ def _parse(hint: Any, text: Any) -> Any:
     """Text of a flag or --set as the type asks; what is no number stays text and fails later."""
     kind, item = kind_of(hint)
     if item:
-        parts = text if isinstance(text, (list, tuple)) else str(text).strip("[]").split(",")
-        return [_parse(item, part.strip()) for part in map(str, parts) if part.strip()]
+        return [_parse(item, part) for part in _parts(text, item)]
     if not isinstance(text, str) or kind is str:
         return text
     if kind is bool:
@@ -210,6 +210,17 @@ def _parse(hint: Any, text: Any) -> Any:
         return kind(text)
     except ValueError:
         return text
+
+
+def _parts(text: Any, item: type) -> list[Any]:
+    """Items of a list: a flag given several times, or "a, b", or TOML's ["a", "b"]."""
+    if isinstance(text, list) and item is str:
+        return text
+    text = ",".join(text) if isinstance(text, list) else text
+    with contextlib.suppress(ValueError):
+        if text.startswith("["):
+            return list(_loads(f"x = {text}")["x"])
+    return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
 
 
 def _check(hint: Any, value: Any, rules: Mapping[str, Any]) -> Any:
@@ -223,8 +234,8 @@ def _check(hint: Any, value: Any, rules: Mapping[str, Any]) -> Any:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise ValueError(f"must be {_WORDS[kind].removesuffix('s')}{_range(rules, ', ')}")
-    if kind is str and not value.isprintable():
-        raise ValueError("has characters that cannot be printed")
+    if kind is str and console.clean(value) != value:
+        raise ValueError("has control characters")
     if "choices" in rules and value not in rules["choices"]:
         raise ValueError(f"must be {_list(map(str, rules['choices']))}")
     if kind in (int, float) and not _in_range(value, rules):
@@ -290,15 +301,19 @@ def _list(words: typing.Iterable[str], last: str = "or") -> str:
 
 def load(file: Path | str) -> dict[str, Any]:
     """The tables of a recipe file, or of a bundled recipe by name."""
-    import tomllib
-
     path = find(file)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        return _loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
         raise Usage(f"{path} is not valid TOML", why=str(e)) from None
     except OSError as e:
         raise Usage(f"cannot read {path}", why=e.strerror or "") from None
+
+
+def _loads(text: str) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(text)
 
 
 def find(file: Path | str) -> Path:
@@ -337,6 +352,23 @@ def _plain(value: Any) -> Any:
 def dumps(obj: Any) -> str:
     """TOML text of resolved settings; what is None ("decided at run time") is left out."""
     return "\n".join(_toml(to_dict(obj), "")).strip() + "\n"
+
+
+def describe(tables: Mapping[str, Any]) -> str:
+    """TOML text of resolved tables in which every key is explained, None as a comment."""
+    lines: list[str] = []
+    for table, obj in tables.items():
+        lines += ["", f"[{table}]"]
+        if isinstance(obj, Chosen):
+            lines += [f"name = {_toml_value(obj.name)}"]
+            obj = obj.options
+        for field in dataclasses.fields(obj):
+            value = _plain(getattr(obj, field.name))
+            rules = _range(field.metadata, "; ")
+            lines += [f"# {field.metadata['help']}{rules}"]
+            lines += [f"{field.name} = {_toml_value(value)}"] if value is not None else []
+            lines += [f"# {field.name} ="] if value is None else []
+    return "\n".join(lines).strip() + "\n"
 
 
 def _toml(tables: dict[str, Any], prefix: str) -> Iterator[str]:

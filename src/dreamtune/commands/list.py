@@ -22,10 +22,21 @@ def run(
     """List artifacts: a table on a terminal, one path a line in a pipe."""
     from ..artifacts import Store
 
-    found = Store.open(store).list(kind)
+    opened = Store.open(store)
+    report = opened.verify()
+    found = opened.list(kind)
+    for path, problems in report.items():
+        if problems:
+            console.warn(f"{path}: {problems[0]}")
     if json:
         fields = ("kind", "name", "version", "id", "key", "parents")
-        console.json([{"path": str(a.path), **{f: getattr(a, f) for f in fields}} for a in found])
+        console.json(
+            [
+                {f: getattr(a, f) for f in fields}
+                | {"path": str(a.path), "sound": not report[a.path]}
+                for a in found
+            ]
+        )
     elif not sys.stdout.isatty():
         for artifact in found:
             console.out(artifact.path)
@@ -33,5 +44,5 @@ def run(
         rows = [(a.kind, a.label, a.id[:12], a.path) for a in found]
         console.table("", ("kind", "name", "id", "path"), rows)
     else:
-        console.say(f"nothing in {Store.open(store).path} yet")
+        console.say(f"nothing in {opened.path} yet")
         console.hint("dreamtune prep FOLDER")

@@ -27,14 +27,11 @@ def dump(
     from ..artifacts import Store
     from ..errors import NotFound
 
-    if source is None:
-        tables = recipe.resolve_all(recipe.TABLES, method=True)
-    else:
-        try:
-            tables = recipe.validate(recipe.find(source))
-        except NotFound:
-            tables = Store.open(store).resolve(source).recipe
-    console.out(recipe.dumps(tables).rstrip())
+    try:
+        text = recipe.describe(recipe.validate(recipe.find(source) if source else None))
+    except NotFound:
+        text = recipe.dumps(Store.open(store).resolve(str(source)).recipe)
+    console.out(text.rstrip())
 
 
 def validate(
