@@ -85,7 +85,7 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     names = [name, *([short] if short else [])]
     choices = field.metadata.get("choices")
     text = field.metadata["help"] + _default(field.default)
-    metavar = "|".join(map(str, choices)) if choices else _METAVARS[item or kind]
+    metavar = "|".join(map(str, choices)) if choices else _METAVARS.get(item or kind)
     if kind is bool:
         names[0] += name.replace("--", "/--no-", 1)
         return _parameter(field.name, typer.Option(*names, help=text), bool)

@@ -53,6 +53,18 @@ def write_bytes(path: Path, data: bytes) -> None:
     _write(path, [data], len(data))
 
 
+def put(path: Path, data: bytes) -> None:
+    """A plain write into a draft, where `seal` syncs thousands of files in one go."""
+    with guard(path, len(data)):
+        path.write_bytes(data)
+
+
+def remove(path: Path) -> None:
+    """Delete a file of a draft, if it is there."""
+    with guard(path):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Put UTF-8 `text` at `path`; characters that came from undecodable names keep their bytes."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
@@ -209,13 +221,15 @@ def _header(
     order = sorted(tensors, key=lambda name: (-_itemsize(tensors[name]), name))
     fields: dict[str, Any] = {}
     if metadata:
+        if not all(isinstance(v, str) for v in metadata.values()):
+            raise TypeError(f"metadata values are texts: {dict(metadata)}")
         fields["__metadata__"] = {k: metadata[k] for k in sorted(metadata)}
     offset = 0
     for name in order:
         tensor = tensors[name]
         end = offset + _size(tensor)
         fields[name] = {
-            "dtype": _DTYPES[str(tensor.dtype).removeprefix("torch.")],
+            "dtype": _dtype(tensor),
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
@@ -223,6 +237,13 @@ def _header(
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, order
+
+
+def _dtype(tensor: Any) -> str:
+    name = getattr(tensor.dtype, "name", None) or str(tensor.dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise TypeError(f"safetensors cannot hold {name}")
+    return _DTYPES[name]
 
 
 def _itemsize(tensor: Any) -> int:

@@ -8,9 +8,12 @@ tuple[int | float | str, ...], each also `| None`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from .errors import Usage
 
 
 def option(
@@ -46,12 +49,190 @@ def option(
 class Prep:
     """The [prep] table: from a folder of photos to a prep artifact."""
 
+    class_word: str | None = option(
+        None,
+        flag="--class",
+        alias=("--class-word",),
+        help="What the photos show: dog, mug, drawing. [guessed]",
+    )
+    identifier: str = option(
+        "[V01]", alias=("--placeholder-token",), help="The word that will stand for your concept."
+    )
+    kind: str = option(
+        "subject",
+        choices=("subject", "style"),
+        help="A style has no similarity filter: its photos may show anything.",
+    )
+    threshold: str = option(
+        "0.75",
+        help="Similarity below which a photo is set aside, 0 to 1, or auto: far from the median.",
+    )
+    keep: tuple[str, ...] = option((), help="Keep this file whatever is found; * matches.")
+    drop: tuple[str, ...] = option((), help="Set this file aside; * matches.")
+    keep_duplicates: bool = option(False, help="Keep copies and near-copies too.")
+    blur: float = option(
+        0.08, low=0, high=1, help="Sharpness below which a photo is set aside; 0 turns it off."
+    )
+    caption: str | None = option(
+        None,
+        help="Caption template with {identifier} and {class}. [a photo of {identifier} {class}]",
+    )
+    caption_ext: str | None = option(
+        None, alias=("--caption-extension",), help="Ending of caption files. [.txt .caption .json]"
+    )
+    caption_missing: str = option(
+        "error",
+        choices=("error", "template", "empty"),
+        help="When only some photos have a caption file.",
+    )
+    caption_prefix: str = option("", help="Put this before every caption.")
+    caption_suffix: str = option("", help="Put this after every caption.")
+    caption_replace: tuple[str, ...] = option((), help="Change captions: 'old=>new'.")
+    captioner: str | None = option(
+        None, help="Program that prints a caption for the picture file it is given."
+    )
+    max_size: int = option(2048, low=64, high=16384, help="Long side in pixels; larger is scaled.")
+    min_size: int = option(
+        64, low=1, high=16384, help="Short side in pixels; smaller is set aside."
+    )
+    max_aspect: float = option(4.0, low=1, help="Long side over short; more is set aside.")
+    background: str = option(
+        "grey",
+        choices=("grey", "white", "black"),
+        alias=("--alpha",),
+        help="What shows through transparency.",
+    )
+    frames: str = option(
+        "first",
+        choices=("first", "reject"),
+        help="Animations and files of several pages: take the first, or set aside.",
+    )
+    follow_symlinks: bool = option(False, help="Read links that lead out of the folder.")
+    clip: str = option(
+        "builtin",
+        help="Image encoder: builtin, or open_clip's name, as ViT-B-32:laion2b_s34b_b79k.",
+    )
+    max_megapixels: float = option(
+        100.0, above=0, help="Refuse larger pictures from their header.", flag=None
+    )
+    timeout: float = option(
+        10.0, above=0, help="Seconds that decoding one file may take.", flag=None
+    )
+    memory: float = option(1.5, above=0, help="GiB that decoding one file may take.", flag=None)
+    workers: int | None = option(None, low=1, help="Decoding processes. [cores]")
+
+    def __post_init__(self) -> None:
+        if self.threshold != "auto" and not _is_share(self.threshold):
+            raise Usage(f"threshold = {self.threshold!r} must be a number from 0 to 1, or auto")
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
+
 
 @dataclass(frozen=True)
 class Train:
     """The [train] table: what every method has in common."""
 
+    base: str = option(
+        "mini",
+        alias=("--pretrained-model-name-or-path",),
+        help="Base model: mini, tiny:sd, a folder in the diffusers layout, or a hub id.",
+    )
+    steps: int = option(
+        400, low=1, high=1_000_000, alias=("--max-train-steps",), help="Optimizer updates."
+    )
+    batch: int = option(
+        4, low=1, high=4096, alias=("--train-batch-size",), help="Pictures at once on each device."
+    )
+    accumulation: int = option(
+        1,
+        low=1,
+        high=4096,
+        alias=("--gradient-accumulation-steps",),
+        help="Batches that make one update.",
+    )
+    learning_rate: float | None = option(
+        None, above=0, high=10, alias=("--lr",), help="Peak rate. [the method's]"
+    )
+    schedule: str = option(
+        "cosine",
+        choices=("cosine", "constant"),
+        alias=("--lr-scheduler",),
+        help="Course of the learning rate.",
+    )
+    warmup: int = option(
+        0, low=0, alias=("--lr-warmup-steps",), help="Updates over which the rate rises."
+    )
+    weight_decay: float = option(0.01, low=0, high=1, help="AdamW's weight decay.")
+    clip: float = option(
+        1.0, above=0, alias=("--max-grad-norm",), help="Largest norm of the gradient."
+    )
+    loss: str = option("l2", choices=("l2", "huber"), help="How errors are measured.")
+    resolution: int | None = option(
+        None, low=16, high=4096, help="Picture size in pixels. [the base's]"
+    )
+    variants: int = option(
+        4, low=1, high=256, help="Random crops of each photo, encoded once; 1 crops the middle."
+    )
+    crop_area: tuple[float, ...] = option(
+        (0.7, 1.0), above=0, high=1, flag=None, help="Share of the photo that a crop covers."
+    )
+    jitter: float = option(
+        0.2, low=0, below=1, help="Strength of brightness, contrast and saturation changes."
+    )
+    seed: int = option(0, low=0, high=2**63 - 1, help="Where every random number comes from.")
+    precision: str = option(
+        "auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        alias=("--mixed-precision",),
+        help="Of the frozen weights and the arithmetic; auto is bf16 on a GPU.",
+    )
+    device: str = option("auto", choices=("auto", "cpu", "cuda"), help="Where it runs.")
+    preview_every: int | None = option(
+        None, low=1, alias=("--validation-steps",), help="Updates between preview pictures."
+    )
+    save_every: int | None = option(
+        None, low=1, help="Updates between adapters to try: --with NAME@step=N."
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
+            raise Usage(f"crop_area = {list(self.crop_area)} must be [least, most]")
+
 
 @dataclass(frozen=True)
 class Sample:
     """The [sample] table: from an adapter and prompts to pictures."""
+
+    base: str | None = option(None, help="Base model. [the adapter's]")
+    count: int = option(
+        4, low=1, high=10_000, flag="--count", short="-n", help="Pictures of each prompt."
+    )
+    seed: int = option(
+        0, low=0, high=2**32 - 1, help="Seed of the first picture; the next has one more."
+    )
+    steps: int = option(
+        25, low=1, high=1000, alias=("--num-inference-steps",), help="Denoising steps."
+    )
+    guidance: float = option(
+        5.0,
+        low=0,
+        high=100,
+        alias=("--guidance-scale", "--cfg-scale"),
+        help="How closely to follow the prompt.",
+    )
+    negative: str = option("", alias=("--negative-prompt",), help="What to keep out.")
+    size: str | None = option(None, help="WIDTHxHEIGHT or one number, in pixels. [the base's]")
+    batch: int = option(4, low=1, high=1024, help="Pictures at once.")
+    precision: str = option(
+        "auto", choices=("auto", "fp32", "bf16", "fp16"), help="auto is fp32 on a CPU, else bf16."
+    )
+    device: str = option("auto", choices=("auto", "cpu", "cuda"), help="Where it runs.")
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not re.fullmatch(r"\d{2,5}(x\d{2,5})?", self.size):
+            raise Usage(f"size = {self.size!r} must be WIDTHxHEIGHT, such as 512x768")

@@ -1,0 +1,86 @@
+"""All that is learned from one file in one go, inside a decoding worker."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .. import fsops
+from . import quality
+from .photos import Rejected, Seeing, see
+
+TOWER_SIDE = 224
+
+
+@dataclass(frozen=True)
+class Look:
+    """One file to be looked at. `payload` is where the cleaned picture goes, less its ending."""
+
+    file: Path
+    payload: Path
+    seeing: Seeing
+    max_bytes: int = 512 << 20
+
+
+@dataclass
+class Seen:
+    """What was found: `picture` is the written file's name, `tower` 224 x 224 x 3 uint8."""
+
+    sha256: str
+    picture: str
+    size: tuple[int, int]
+    original: tuple[int, int]
+    quality: quality.Quality
+    fingerprint: NDArray[np.uint8]
+    tower: NDArray[np.uint8]
+    notes: list[str] = field(default_factory=list)
+
+
+def examine(look: Look) -> Seen:
+    """Read, decode, measure, and write the cleaned picture. Raises Rejected."""
+    data = read(look.file, look.max_bytes)
+    photo = see(data, look.seeing, look.file.name)
+    ending, payload = photo.encode()
+    picture = look.payload.with_name(f"{look.payload.name}.{ending}")
+    fsops.put(picture, payload)
+    return Seen(
+        sha256=hashlib.sha256(payload).hexdigest(),
+        picture=picture.name,
+        size=photo.image.size,
+        original=photo.size,
+        quality=quality.measure(photo.image),
+        fingerprint=quality.fingerprint(photo.image),
+        tower=for_tower(photo.image),
+        notes=photo.notes,
+    )
+
+
+def for_tower(image: Image.Image) -> NDArray[np.uint8]:
+    """The whole picture squeezed into 224 x 224: nothing at the edges is lost."""
+    side = (TOWER_SIDE, TOWER_SIDE)
+    return np.asarray(image.resize(side, Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+
+def read(file: Path, max_bytes: int) -> bytes:
+    """A regular file's bytes. Never waits for a pipe or a device that took a photo's name."""
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as e:
+        raise Rejected("file.unreadable", os.strerror(e.errno or 0)) from None
+    with os.fdopen(handle, "rb") as stream:
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode):
+            raise Rejected("file.special", "not a regular file")
+        if facts.st_size > max_bytes:
+            raise Rejected("file.too_large", f"{facts.st_size:,} bytes")
+        try:
+            return stream.read(max_bytes + 1)
+        except OSError as e:
+            raise Rejected("file.unreadable", os.strerror(e.errno or 0)) from None

@@ -1,0 +1,78 @@
+"""What can be said of a picture without a model: blank, blurred, and the fingerprint of its content.
+
+Everything is computed on small versions, so that a photo of any size costs the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+GREY_SIDE = 256  # long side of the picture that sharpness is measured on
+TILE = 32
+HASH_SIDE = 8
+
+
+@dataclass(frozen=True)
+class Quality:
+    """flatness:  share of pixels within 4 grey levels of the most common level, 0 to 1
+    contrast:    standard deviation of the grey levels, 0 to 127
+    sharpness:   see `sharpness`, 0 (nothing but slow gradients) to about 1
+    """
+
+    flatness: float
+    contrast: float
+    sharpness: float
+
+
+def measure(image: Image.Image) -> Quality:
+    """Quality of an RGB picture."""
+    grey = image.convert("L")
+    grey.thumbnail((GREY_SIDE, GREY_SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(grey, np.float32)
+    counts = np.bincount(pixels.astype(np.uint8).ravel(), minlength=256)
+    near = np.convolve(counts, np.ones(9, np.int64), mode="same").max()
+    return Quality(
+        flatness=round(float(near) / pixels.size, 4),
+        contrast=round(float(pixels.std()), 3),
+        sharpness=round(sharpness(pixels), 4),
+    )
+
+
+def sharpness(grey: NDArray[np.float32]) -> float:
+    """How much of the local contrast is left at the finest scale, in the sharpest tiles.
+
+    A photo with a sharp subject before a soft background is sharp, hence tiles; a dull subject
+    can be sharp, hence a ratio: the energy of differences between neighbours over that of
+    differences at four pixels' distance. White noise gives 1, a smooth ramp 1/16, a blur of
+    several pixels about the same.
+    """
+    fine, coarse = _energy(grey, 1), _energy(grey, 4)
+    textured = coarse > 4.0  # tiles of sky and wall have nothing to be sharp about
+    if not textured.any():
+        return 0.0
+    ratio = fine[textured] / coarse[textured]
+    weight = coarse[textured]
+    best = np.argsort(-weight)[: max(4, len(weight) // 4)]
+    return float(np.median(ratio[best]))
+
+
+def _energy(grey: NDArray[np.float32], step: int) -> NDArray[np.float32]:
+    """Mean squared difference over `step` pixels in both directions, by tile."""
+    height, width = (n - 4 for n in grey.shape)
+    across = (grey[:height, step : step + width] - grey[:height, :width]) ** 2
+    down = (grey[step : step + height, :width] - grey[:height, :width]) ** 2
+    rows, columns = max(height // TILE, 1), max(width // TILE, 1)
+    both = (across + down)[: rows * TILE, : columns * TILE]
+    high, wide = both.shape[0] // rows, both.shape[1] // columns
+    tiles = both[: rows * high, : columns * wide].reshape(rows, high, columns, wide)
+    return tiles.mean(axis=(1, 3)).ravel()
+
+
+def fingerprint(image: Image.Image) -> NDArray[np.uint8]:
+    """16 x 16 grey levels: what near-duplicates have in common after scaling and recompression."""
+    small = image.convert("L").resize((16, 16), Image.Resampling.BOX)
+    return np.asarray(small, np.uint8)
