@@ -30,7 +30,8 @@ from .errors import Damaged, Locked, NotFound, Resources, Unsafe, Usage, suggest
 
 SCHEMA = 1
 Problems = list[str]
-FIELDS = {"kind", "name", "version", "key", "id", "recipe", "parents", "files", "run"}
+Entry = dict[str, Any]  # size, sha256
+FIELDS = ("kind", "name", "version", "key", "id", "recipe", "parents", "files", "run")
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 RUN_FILES = ("run.json", "log.jsonl")
 LIBRARIES = ("accelerate", "diffusers", "dreamtune", "peft", "pillow", "torch", "transformers")
@@ -41,7 +42,15 @@ class Artifact:
     """A finished artifact: a folder and the manifest that describes it."""
 
     path: Path
-    manifest: dict[str, Any]
+    kind: str
+    name: str
+    version: str  # "v003"
+    key: str
+    id: str
+    recipe: dict[str, Any]
+    parents: list[str]  # ids
+    files: dict[str, Entry]  # the payload
+    run: dict[str, Entry]
 
     @classmethod
     def load(cls, path: Path) -> Artifact:
@@ -53,48 +62,22 @@ class Artifact:
             raise NotFound(f"no artifact in {path}", why=f"there is no {MANIFEST}") from None
         try:
             manifest = json.loads(data)
-            schema = manifest["schema"]
-            complete = set(manifest) >= FIELDS
-            intact = _manifest_bytes(manifest) == data
+            if manifest["schema"] != SCHEMA:
+                raise Damaged(
+                    f"{file} has schema {manifest['schema']}, this dreamtune reads {SCHEMA}",
+                    fix="use the dreamtune that wrote it, or a newer one",
+                )
+            artifact = cls(path, **{field: manifest[field] for field in FIELDS})
+            if artifact.manifest_bytes() == data:
+                return artifact
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise Damaged(f"{file} is damaged", why="it cannot be read") from None
-        if schema != SCHEMA and isinstance(schema, int):
-            raise Damaged(
-                f"{file} has schema {schema}, this dreamtune reads {SCHEMA}",
-                fix="use the dreamtune that wrote it, or a newer one",
-            )
-        if not (intact and complete):
-            raise Damaged(f"{file} is damaged", why="its bytes are not those that were written")
-        return cls(path, manifest)
+            pass
+        raise Damaged(f"{file} is damaged", why="its bytes are not those that were written")
 
-    @property
-    def kind(self) -> str:
-        return str(self.manifest["kind"])
-
-    @property
-    def name(self) -> str:
-        return str(self.manifest["name"])
-
-    @property
-    def version(self) -> str:
-        """The label of this version, as "v003"."""
-        return str(self.manifest["version"])
-
-    @property
-    def id(self) -> str:
-        return str(self.manifest["id"])
-
-    @property
-    def key(self) -> str:
-        return str(self.manifest["key"])
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        return dict(self.manifest["recipe"])
-
-    @property
-    def parents(self) -> list[str]:
-        return list(self.manifest["parents"])
+    def manifest_bytes(self) -> bytes:
+        """The only bytes that the manifest of this artifact can have, its own hash among them."""
+        body = {"schema": SCHEMA, **{field: getattr(self, field) for field in FIELDS}}
+        return fsops.dump_json({**body, "sha256": _hash(body)}).encode()
 
     @property
     def label(self) -> str:
@@ -110,7 +93,7 @@ class Artifact:
 
     def verify(self, deep: bool = False) -> list[str]:
         """Problems, empty when there are none: presence and sizes, with `deep` every byte too."""
-        expected = {**self.manifest["files"], **self.manifest["run"]}
+        expected = {**self.files, **self.run}
         found = {_relative(p, self.path): p for p in _walk(self.path)}
         problems = [f"{f}: missing" for f in sorted(expected.keys() - found.keys())]
         problems += [f"{f}: not in the manifest" for f in sorted(found.keys() - expected.keys())]
@@ -142,31 +125,36 @@ class Draft:
     store: Store
     path: Path
     resumed: bool
-    header: dict[str, Any]  # kind, name, key, recipe, parents
+    kind: str
+    name: str
+    key: str
+    recipe: dict[str, Any]
+    parents: list[str]
 
     def commit(self, run: dict[str, Any]) -> Artifact:
         """Make it final. `run` (times, host, metrics) becomes run.json, outside the id."""
         fsops.write_json(self.path / "run.json", run)
-        fsops.seal(self.path)
         entries = {_relative(p, self.path): _entry(p) for p in _walk(self.path)}
+        fsops.seal(self.path)
         run_files = {f: entries.pop(f) for f in RUN_FILES if f in entries}
-        home = self.path.parent
-        manifest = {
-            **self.header,
-            "schema": SCHEMA,
-            "version": self.store._next_version(self.header["kind"], self.header["name"]),
-            "id": payload_id(entries),
-            "files": entries,
-            "run": run_files,
-        }
-        manifest["sha256"] = _manifest_hash(manifest)
-        fsops.write_bytes(self.path / MANIFEST, _manifest_bytes(manifest))
-        target = home / manifest["version"]
-        fsops.rename(self.path, target)
-        artifact = Artifact(target, manifest)
+        version = self.store._next_version(self.kind, self.name)
+        artifact = Artifact(
+            path=self.path.parent / version,
+            kind=self.kind,
+            name=self.name,
+            version=version,
+            key=self.key,
+            id=_hash({file: entry["sha256"] for file, entry in entries.items()}),
+            recipe=self.recipe,
+            parents=self.parents,
+            files=entries,
+            run=run_files,
+        )
+        fsops.write_bytes(self.path / MANIFEST, artifact.manifest_bytes())
+        fsops.rename(self.path, artifact.path)
         self.store._record("made", artifact)
-        fsops.remove_tree(target / CHECKPOINTS)
-        return artifact
+        fsops.remove_tree(artifact.path / CHECKPOINTS)
+        return Artifact.load(artifact.path)
 
 
 @dataclass(frozen=True)
@@ -197,7 +185,7 @@ class Store:
             "libraries": library_versions(),
             "threads": thread_count(),
         }
-        return hashlib.sha256(fsops.dump_json(facts).encode()).hexdigest()
+        return _hash(facts)
 
     def find(self, key: str) -> Artifact | None:
         """A finished artifact with this key whose files are all there."""
@@ -302,15 +290,8 @@ class Store:
             work = home / (f".work-{key[:16]}" if keep else f".{name}.tmp-{os.getpid()}")
             resumed = work.is_dir()
             fsops.make_folder(work)
-            header = {
-                "kind": kind,
-                "name": name,
-                "key": key,
-                "recipe": recipe,
-                "parents": [*parents],
-            }
             try:
-                yield Draft(self, work, resumed, header)
+                yield Draft(self, work, resumed, kind, name, key, recipe, [*parents])
             finally:
                 if not keep:
                     fsops.remove_tree(work)
@@ -469,46 +450,41 @@ def thread_count() -> int:
 # Files of an artifact.
 
 
-def payload_id(files: dict[str, dict[str, Any]]) -> str:
-    """Hash of the names and hashes of the payload files."""
-    names = {name: entry["sha256"] for name, entry in files.items()}
-    return hashlib.sha256(fsops.dump_json(names).encode()).hexdigest()
-
-
-def _manifest_hash(manifest: dict[str, Any]) -> str:
-    body = {k: v for k, v in manifest.items() if k != "sha256"}
-    return hashlib.sha256(fsops.dump_json(body).encode()).hexdigest()
-
-
-def _manifest_bytes(manifest: dict[str, Any]) -> bytes:
-    """The only bytes this manifest can have, its own hash computed anew."""
-    return fsops.dump_json({**manifest, "sha256": _manifest_hash(manifest)}).encode()
+def _hash(obj: Any) -> str:
+    """SHA-256 of plain data: equal data, equal hash."""
+    return hashlib.sha256(fsops.dump_json(obj).encode()).hexdigest()
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files of an artifact, without manifest and checkpoints; a link is refused."""
+    """Everything in an artifact that is no folder, without manifest and checkpoints."""
     for root, folders, files in os.walk(folder):
         top = Path(root) == folder
         if top and CHECKPOINTS in folders:
             folders.remove(CHECKPOINTS)
-        for name in [*files, *folders]:
-            path = Path(root, name)
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise Unsafe(f"{path} is not a plain file", fix="remove it from the artifact")
-            if name in files and not (top and name == MANIFEST):
-                yield path
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        for name in [*files, *links]:
+            if not (top and name == MANIFEST):
+                yield Path(root, name)
 
 
 def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def _plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _entry(path: Path) -> Entry:
+    if not _plain(path):
+        raise Unsafe(f"{path} is not a plain file", fix="copy it instead")
     return {"size": path.stat().st_size, "sha256": fsops.hash_file(path)}
 
 
-def _compare(path: Path, entry: dict[str, Any], deep: bool) -> str:
+def _compare(path: Path, entry: Entry, deep: bool) -> str:
     """What is wrong with a file, or ""."""
+    if not _plain(path):
+        return "is not a plain file"
     try:
         size = path.stat().st_size
         if size != entry["size"]:

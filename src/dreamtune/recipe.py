@@ -228,12 +228,12 @@ def _check(hint: Any, value: Any, rules: Mapping[str, Any]) -> Any:
     kind, item = kind_of(hint)
     if item:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"must be a list of {_WORDS[item]}")
+            raise ValueError(f"must be a list, each item {_WORDS[item]}")
         return tuple(_check(item, v, rules) for v in value)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise ValueError(f"must be {_WORDS[kind].removesuffix('s')}{_range(rules, ', ')}")
+        raise ValueError(f"must be {_WORDS[kind]}{_range(rules, ', ')}")
     if kind is str and console.clean(value) != value:
         raise ValueError("has control characters")
     if "choices" in rules and value not in rules["choices"]:
@@ -243,7 +243,7 @@ def _check(hint: Any, value: Any, rules: Mapping[str, Any]) -> Any:
     return value
 
 
-_WORDS = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false"}
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def kind_of(hint: Any) -> tuple[Any, Any]:

@@ -21,17 +21,17 @@ def run(
 ) -> None:
     """Show an artifact: where it came from, its settings and its files."""
     from .. import recipe
-    from ..artifacts import Store
+    from ..artifacts import MANIFEST, Store
 
     artifact = Store.open(store).resolve(ref, kind)
     if json:
-        console.json({"path": str(artifact.path), **artifact.manifest})
+        console.json({"path": str(artifact.path), **artifact.read_json(MANIFEST)})
         return
     console.say(f"{artifact.kind} {artifact.label}")
     console.say(f"id   {artifact.id}\nkey  {artifact.key}")
     console.say("".join(f"from {parent}\n" for parent in artifact.parents))
     console.say(recipe.dumps(artifact.recipe))
-    files = {**artifact.manifest["files"], **artifact.manifest["run"]}
+    files = {**artifact.files, **artifact.run}
     rows = [(name, f"{entry['size']:,}", entry["sha256"][:12]) for name, entry in files.items()]
     console.table("", ("file", "bytes", "sha256"), rows)
     console.out(artifact.path)
