@@ -1,0 +1,54 @@
+"""Textual inversion files (https://arxiv.org/abs/2208.01618): the vectors of one new word.
+
+The neutral form is {component: (n, dim)}: n vectors for each text encoder that learned them.
+
+    for UIs         {"emb_params": (n, dim)}; with two encoders {"clip_l": (n, 768),
+                    "clip_g": (n, 1280)}; the word is the name of the file
+    for diffusers   {"<word>": (n, dim)}; with two encoders clip_l and clip_g again, which
+                    load_textual_inversion takes one by one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from dreamtune.errors import Damaged
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CLIP = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+
+
+def dump(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the file for A1111, ComfyUI, InvokeAI and SwarmUI."""
+    if vectors.keys() == {"text_encoder"}:
+        return {"emb_params": vectors["text_encoder"].contiguous()}
+    return {name: vectors[component].contiguous() for name, component in CLIP.items()}
+
+
+def dump_diffusers(token: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of learned_embeds.safetensors, for `pipe.load_textual_inversion`."""
+    if vectors.keys() == {"text_encoder"}:
+        return {token: vectors["text_encoder"].contiguous()}
+    return dump(vectors)
+
+
+def parse(tensors: Mapping[str, Tensor]) -> tuple[str | None, dict[str, Tensor]]:
+    """(the word, where the file says it; the vectors) of either kind of file."""
+    if tensors.keys() == CLIP.keys():
+        return None, {CLIP[name]: _vectors(name, tensor) for name, tensor in tensors.items()}
+    if len(tensors) != 1:
+        raise Damaged("this is no embedding", why=f"it has the keys {', '.join(sorted(tensors))}")
+    key, tensor = next(iter(tensors.items()))
+    token = None if key == "emb_params" else key
+    return token, {"text_encoder": _vectors(key, tensor)}
+
+
+def _vectors(name: str, tensor: Tensor) -> Tensor:
+    """(n, dim); some tools write a single vector as (dim,)."""
+    if tensor.dim() not in (1, 2) or not tensor.numel() or not tensor.is_floating_point():
+        why = f"{name!r} is {tensor.dtype} {tuple(tensor.shape)}"
+        raise Damaged("this is no embedding", why=why)
+    return tensor.reshape(-1, tensor.shape[-1])
