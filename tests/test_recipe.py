@@ -276,7 +276,13 @@ def test_what_is_dumped_resolves_to_the_same(
         assert recipe.resolve_all({"train": Train}, method=True, file=file) == tables
 
 
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS
+)
 NESTED = st.recursive(
     PLAIN.filter(lambda v: v is not None),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),

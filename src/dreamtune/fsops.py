@@ -142,8 +142,9 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
                 f"{what} is being written by process {pid}",
                 fix="wait for it to end, or give this run another --name",
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        with guard(path):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(fd)
