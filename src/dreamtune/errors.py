@@ -10,9 +10,10 @@
     ├ NonFinite         14   NaN or infinity where numbers are needed
     ├ Resources         15   disk, memory or permission ran out
     ├ Network           16   the network, or the right to use it
-    └ WouldOverwrite    17   something of the user's is already there
+    ├ WouldOverwrite    17   something of the user's is already there
+    └ Interrupted  130, 143  SIGINT or SIGTERM, the checkpoint saved
 
-Code 1 is an internal error (a bug), 130 and 143 are SIGINT and SIGTERM with the checkpoint saved.
+Code 1 is an internal error (a bug).
 """
 
 from __future__ import annotations
@@ -86,6 +87,14 @@ class WouldOverwrite(UserError):
     """Something of the user's is already there."""
 
     code = 17
+
+
+class Interrupted(UserError):
+    """A signal ended the work, after what was done so far was saved."""
+
+    def __init__(self, signal: int, what: str, *, fix: str = "") -> None:
+        super().__init__(what, fix=fix)
+        self.code = 128 + signal
 
 
 def suggest(word: str, names: Iterable[str]) -> str:

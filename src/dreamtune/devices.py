@@ -1,0 +1,47 @@
+"""Where a base runs and in which precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dreamtune import families
+from dreamtune.errors import Resources
+
+if TYPE_CHECKING:
+    from dreamtune.families import Family
+
+
+def choose(asked: str) -> str:
+    """ "cuda" or "cpu" for "auto"; Resources when a GPU is asked for and there is none."""
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise Resources("there is no CUDA device", fix="use --device cpu")
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(asked: str, device: str) -> str:
+    """fp32 on a CPU, where bf16 gains nothing in small models; bf16 on a GPU."""
+    return asked if asked != "auto" else "bf16" if device == "cuda" else "fp32"
+
+
+def load(base: str, device: str, precision: str) -> Family:
+    """The base on a device, frozen, its denoiser and text encoders in fp32, bf16 or fp16."""
+    import torch
+
+    quiet_libraries()
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    family = families.load(base, kinds[precision])
+    families.move(family, torch.device(device))
+    return family
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no notes of the libraries' own on stderr."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,119 @@
+"""Stable Diffusion 1.x and 2.x (Rombach et al., arXiv:2112.10752), and so the bundled `mini`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from dreamtune.diffusion import Ddpm
+from dreamtune.families import _tiny, _unet
+from dreamtune.families._text import TextStack, clip_stacks
+
+
+class Family:
+    """One CLIP text encoder, a UNet on VAE latents, epsilon or v-prediction."""
+
+    name = lora_layout = "sd"
+    pipelines: tuple[str, ...] = ("StableDiffusionPipeline",)
+    denoiser_name = "unet"
+    lora_targets = _unet.LORA_TARGETS
+
+    def __init__(
+        self, base: str, unet: Any, vae: Any, text: TextStack, scheduler: DDIMScheduler
+    ) -> None:
+        self.base, self.denoiser, self.vae, self.text = base, unet, vae, [text]
+        self.scheduler = scheduler
+        self.process = Ddpm.from_scheduler(scheduler)
+        self.spec = _spec(base, unet, self.process.prediction)
+        factor = _unet.spatial_factor(vae)
+        self.resolution = int(unet.config.sample_size) * factor
+        self.multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
+
+    @classmethod
+    def load(cls, base: str, folder: Path, dtype: torch.dtype) -> Family:
+        """From a folder in the diffusers layout; frozen, in `dtype`, the VAE in fp32."""
+        classes = {
+            "unet": UNet2DConditionModel,
+            "vae": AutoencoderKL,
+            "text_encoder": CLIPTextModel,
+        }
+        parts = _unet.parts(folder, classes, dtype)
+        (text,) = clip_stacks(folder, {"text_encoder": parts["text_encoder"]})
+        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        return cls(base, parts["unet"], parts["vae"], text, scheduler)
+
+    @classmethod
+    def tiny(cls) -> Family:
+        """Random weights, 64 px."""
+        unet = _tiny.seeded(
+            1,
+            lambda: UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(32, 64),
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                layers_per_block=1,
+                cross_attention_dim=32,
+                attention_head_dim=4,
+                norm_num_groups=8,
+            ),
+        )
+        text = _tiny.clip("text_encoder", 32, seed=2)
+        return cls("tiny:sd", unet, _tiny.autoencoder(4, seed=3), text, _tiny.ddim())
+
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior (mean, std) of pixels (B, 3, H, W) in [-1, 1], scaled; each (B, C, h, w)."""
+        return _unet.encode_image(self.vae, pixels)
+
+    def encode_text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Token ids {"text_encoder": (B, L)} to the last hidden state, {"text": (B, L, D)}."""
+        encoder = self.text[0].encoder
+        return {"text": encoder(tokens["text_encoder"])[0]}
+
+    def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]:
+        """What `predict` needs; this family takes no account of sizes and crops."""
+        return text
+
+    def predict(self, xt: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The UNet's output for noisy latents (B, C, h, w) at integer times (B,)."""
+        hidden = cond["text"].to(xt.dtype)
+        return self.denoiser(xt, t, encoder_hidden_states=hidden, return_dict=False)[0]
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """A diffusers pipeline over the same modules."""
+        stack = self.text[0]
+        return StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=stack.encoder,
+            tokenizer=stack.tokenizer,
+            unet=self.denoiser,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def prompt_arguments(
+        self, text: dict[str, Tensor], negative: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Encoded prompts as the pipeline's keyword arguments."""
+        return {"prompt_embeds": text["text"], "negative_prompt_embeds": negative["text"]}
+
+
+def _spec(base: str, unet: Any, prediction: str) -> str:
+    """Which of the released models this is like, for the metadata of adapters."""
+    if base == "mini":
+        return "mini"
+    if unet.config.cross_attention_dim == 1024:  # OpenCLIP ViT-H, in 2.x only
+        return "sd2-768-v" if prediction == "v_prediction" else "sd2-512"
+    return "sd1"

@@ -1,0 +1,69 @@
+"""What is trained: one file per method. A method's `Options` are its recipe table and its flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dreamtune.families import Family
+
+Files = dict[str, tuple[dict[str, "Tensor"], dict[str, str]]]  # name -> tensors, metadata
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an exported file says of its training."""
+
+    size: tuple[int, int]  # px
+    training: dict[str, Any]  # steps, seed, learning_rate, num_train_images, as kohya's ss_ keys
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What is learned: "[V01]", the class it is one of, and the word each tokenizer binds it to."""
+
+    identifier: str
+    class_word: str
+    name: str  # of the adapter, and so of its files
+    bindings: list[dict[str, Any]] = field(default_factory=list)
+
+    def about(self, facts: Facts) -> dict[str, Any]:
+        """Title, resolution and trigger as ModelSpec wants them; the trigger is the bound word."""
+        words = [b["word"] for b in self.bindings[:1]]
+        trigger = " ".join([*words, self.class_word])
+        return {"title": self.name, "resolution": facts.size, "trigger_phrase": trigger}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate."""
+
+    role: str
+    parameters: dict[str, nn.Parameter]
+    weight_decay: float | None = None  # None: as [train] says
+
+
+class Method(Protocol):
+    """A method holds its own trainable parameters from `attach` or `load` on."""
+
+    learning_rate: float  # default peak rate
+
+    def __init__(self, options: Any) -> None: ...
+
+    def live(self) -> set[str]:
+        """The parts that run in the loop, of {"denoiser", "text"}; the others are encoded once."""
+
+    def attach(self, family: Family, concept: Concept, seed: int) -> None:
+        """Bind the identifier, freeze the base, insert what is trained (fp32)."""
+
+    def groups(self) -> list[Group]:
+        """What the optimizer steps and checkpoints hold."""
+
+    def export(self, family: Family, concept: Concept, facts: Facts) -> Files:
+        """The files that other tools load."""
+
+    def load(self, family: Family, concept: Concept, files: Files, weight: float) -> None:
+        """Put an exported adapter into a base for sampling, `weight` times as strong."""

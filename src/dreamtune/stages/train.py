@@ -1,0 +1,456 @@
+"""train: a prep artifact to an adapter artifact."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamtune import checkpoints, console, devices, families, fsops, plugins, recipe
+from dreamtune.artifacts import Artifact, Draft, Store
+from dreamtune.errors import Interrupted, NonFinite, NotFound, Usage, WouldOverwrite
+from dreamtune.methods import Concept, Facts, Method
+from dreamtune.settings import Train
+
+VERSION = 1  # of what an adapter artifact holds and how it is made
+FLUSH = 10  # updates whose losses are read at once, so that a GPU is not waited for at each
+CHECKPOINT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of `train`: what is asked for, and what is known before the work."""
+
+    store: Store
+    prep: Artifact
+    train: Train
+    method: recipe.Chosen
+    name: str
+    resume: bool = False
+    fresh: bool = False
+    checkpoint_every: int = 500
+
+    @functools.cached_property
+    def recipe(self) -> dict[str, Any]:
+        """All that decides the result, the base's weights included."""
+        return {
+            "name": self.name,
+            "base_hash": families.fingerprint(self.train.base),
+            "train": dataclasses.asdict(self.train),
+            "method": {"name": self.method.name, **dataclasses.asdict(self.method.options)},
+        }
+
+    @functools.cached_property
+    def key(self) -> str:
+        return self.store.key("adapter", VERSION, self.recipe, [self.prep.id])
+
+    @functools.cached_property
+    def concept(self) -> Concept:
+        facts = self.prep.read_json("concept.json")
+        return Concept(facts["identifier"], facts["class_word"], self.name)
+
+
+def find(store: Store, ref: str | None) -> Artifact:
+    """The prep artifact that is meant: by reference, or the one the store returned last."""
+    if ref is not None:
+        return store.resolve(ref, "prep")
+    artifact = store.newest("prep")
+    if artifact is None:
+        raise NotFound(
+            f"nothing to train on in {store.path}", fix="run `dreamtune prep FOLDER` first"
+        )
+    console.say(f"training on {artifact.label}, the newest prep")
+    return artifact
+
+
+def run(ask: Run) -> Artifact:
+    """Train, or find that it was done before."""
+    done = ask.store.find(ask.key)
+    if done:
+        console.say(f"{done.label} is up to date")
+        return ask.store.reuse(done)
+    ask.prep.check(deep=True)
+    with ask.store.draft(
+        "adapter", ask.name, ask.key, ask.recipe, [ask.prep.id], keep=True
+    ) as draft:
+        checkpoint = _resume_point(ask, draft)
+        return Training(ask, draft).run(checkpoint)
+
+
+def _resume_point(ask: Run, draft: Draft) -> Path | None:
+    """The checkpoint to go on from. Never a silent new run, never a silent loss of an old one."""
+    folder = draft.path / "checkpoints"
+    if ask.fresh:
+        fsops.remove_tree(draft.path)
+        fsops.make_folder(draft.path)
+        return None
+    checkpoint = checkpoints.latest(folder)
+    if ask.resume and checkpoint is None:
+        raise NotFound(
+            f"nothing to resume for {ask.name}",
+            why="no run with these settings has left a checkpoint",
+            fix="run it without --resume",
+        )
+    if checkpoint and not ask.resume:
+        raise WouldOverwrite(
+            f"{ask.name} was interrupted after step {checkpoints.step_of(checkpoint)}",
+            fix="--resume goes on from there, --fresh starts over",
+        )
+    return checkpoint
+
+
+class Training:
+    """The work itself: load, encode, step, save."""
+
+    def __init__(self, ask: Run, draft: Draft) -> None:
+        self.ask, self.train, self.draft = ask, ask.train, draft
+        self.seconds: dict[str, float] = {}
+
+    def run(self, checkpoint: Path | None) -> Artifact:
+        """All phases in order; the finished artifact."""
+        with self._phase("import"):
+            _import_libraries()
+        with self._phase("load"):
+            self._load()
+        with self._phase("encode"):
+            self._encode()
+        with self._phase("steps"):
+            self._step(checkpoint)
+        with self._phase("save"):
+            self._export(self.draft.path)
+            self._describe()
+        run = {"seconds": self.seconds, "device": str(self.accelerator.device)}
+        run |= {"final_loss": self.final_loss, "trained_parameters": self._count()}
+        return self.draft.commit(run)
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 3)
+
+    # Load.
+
+    def _load(self) -> None:
+        """The base, the method in it, and the optimizer, on the device."""
+        import torch
+        from accelerate import Accelerator
+
+        from dreamtune import losses
+        from dreamtune.objective import Objective
+
+        train, ask = self.train, self.ask
+        device = devices.choose(train.device)
+        precision = devices.choose_precision(train.precision, device)
+        mixed = "no" if precision == "fp32" else precision
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+        self.family = devices.load(train.base, str(self.accelerator.device), precision)
+        self._check_resolution()
+        self.method: Method = plugins.load(recipe.METHODS, ask.method.name).Method(
+            ask.method.options
+        )
+        self.method.attach(self.family, ask.concept, train.seed)
+        bindings = [stack.record(ask.concept.identifier) for stack in self.family.text]
+        self.concept = dataclasses.replace(ask.concept, bindings=bindings)
+        self.parameters = {
+            f"{group.role}.{name}": p
+            for group in self.method.groups()
+            for name, p in group.parameters.items()
+        }
+        objective = Objective(self.family, self.method.live(), getattr(losses, train.loss))
+        optimizer = torch.optim.AdamW(self._groups(), fused=True)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        words = ", ".join(sorted({b["word"] for b in bindings}))
+        console.say(f"{ask.concept.identifier} is {words!r} to {train.base}")
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups, with the peak of each learning rate."""
+        train = self.train
+        peak = train.learning_rate or self.method.learning_rate
+        return [
+            {
+                "params": list(group.parameters.values()),
+                "peak": peak,
+                "lr": peak,
+                "weight_decay": _first(group.weight_decay, train.weight_decay),
+            }
+            for group in self.method.groups()
+        ]
+
+    def _check_resolution(self) -> None:
+        """Sizes that the base can work with; the base's own when none is asked for."""
+        self.resolution = self.train.resolution or self.family.resolution
+        multiple = self.family.multiple
+        if self.resolution % multiple:
+            near = max(1, round(self.resolution / multiple)) * multiple
+            raise Usage(
+                f"resolution {self.resolution} does not fit the base {self.train.base}",
+                why=f"it must be a multiple of {multiple}",
+                fix=f"for example --resolution {near}",
+            )
+
+    # Encode.
+
+    def _encode(self) -> None:
+        """Photos and captions to what the loop reads; frozen encoders run here only."""
+        from dreamtune.data import cache, dataset
+        from dreamtune.data.batches import Order, Table
+
+        train = self.train
+        samples = dataset.read(self.ask.prep.path)
+        plan = self._crop_plan()
+        store = cache.Cache(self.ask.store.path / "cache")
+        vae = families.fingerprint(train.base, "vae")
+        device = self.accelerator.device
+        with console.progress(len(samples), "encoding") as bar:
+            images = []
+            for sample in samples:
+                encode = self.family.encode_image
+                images.append(cache.encode_photo(sample, plan, encode, vae, store, device))
+                bar.advance()
+        name, text = self._encode_text([sample.caption for sample in samples])
+        table = Table(images, text, name, [sample.weight for sample in samples])
+        self.table = table.to(device)
+        sizes = [plan.size_for(sample) for sample in samples]
+        buckets = [[i for i, s in enumerate(sizes) if s == size] for size in sorted(set(sizes))]
+        self.photos = len(samples)
+        self.order = Order(buckets, self._global_batch(), train.variants, train.seed)
+
+    def _crop_plan(self) -> Any:
+        from dreamtune.data import crops
+        from dreamtune.data.cache import CropPlan
+
+        train, least = self.train, self.family.multiple
+        step = max(least, 64 // least * least)
+        return CropPlan(
+            sizes=tuple(crops.buckets(self.resolution, step)),
+            variants=train.variants,
+            area=(train.crop_area[0], train.crop_area[1]),
+            jitter=train.jitter,
+            seed=train.seed,
+        )
+
+    def _encode_text(self, captions: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
+        """Text states by sample, or token ids when the text encoders are trained."""
+        import torch
+
+        from dreamtune.sampling import encode_prompt
+
+        if "text" in self.method.live():
+            stacks = self.family.text
+            return "tokens", [{s.name: s.tokenize([c]) for s in stacks} for c in captions]
+        with torch.inference_mode():
+            states = {c: encode_prompt(self.family, c) for c in dict.fromkeys(captions)}
+        # Ordinary tensors: autograd refuses to save those made in inference mode.
+        copies = {c: {k: v.clone() for k, v in state.items()} for c, state in states.items()}
+        return "text", [copies[c] for c in captions]
+
+    def _global_batch(self) -> int:
+        train = self.train
+        return train.batch * train.accumulation * self.accelerator.num_processes
+
+    def _batches(self, step: int) -> list[dict[str, Any]]:
+        """This process's micro-batches of one update."""
+        from dreamtune.data.batches import make_batch
+
+        picks = self.order.picks(step)
+        size, rank = self.train.batch, self.accelerator.process_index
+        starts = range(rank * size, len(picks), size * self.accelerator.num_processes)
+        some = [picks[start : start + size] for start in starts]
+        return [make_batch(self.table, p, self.train.seed, 1 / len(picks)) for p in some]
+
+    # Step.
+
+    def _step(self, checkpoint: Path | None) -> None:
+        """Updates from the checkpoint to the end; saves on the way and on a signal."""
+        from dreamtune import loop
+
+        train = self.train
+        start = 0
+        if checkpoint:
+            start = checkpoints.step_of(checkpoint)
+            checkpoints.restore(checkpoint, self.parameters, self.optimizer)
+            console.say(f"going on after step {start} of {train.steps}")
+        log = Log(self.draft.path / "log.jsonl", start)
+        shape = getattr(loop, train.schedule)
+        self.objective.train()
+        steps = loop.train(
+            self.objective,
+            self.optimizer,
+            self._batches,
+            accelerator=self.accelerator,
+            rate=lambda step: shape(step, train.steps, train.warmup),
+            steps=range(start, train.steps),
+            seed=train.seed,
+            clip=train.clip,
+        )
+        saved = time.monotonic()
+        with _signals() as received, console.progress(train.steps, "training") as bar:
+            bar.advance(start)
+            for step in steps:
+                log.add(step)
+                bar.advance(1, **log.shown)
+                n, now = step.number, time.monotonic()
+                self._once_in_a_while(n)
+                due = n % self.ask.checkpoint_every == 0 or now - saved > CHECKPOINT_SECONDS
+                if received or (due and n < train.steps):
+                    log.flush()
+                    self._checkpoint(n)
+                    saved = now
+                if received:
+                    raise Interrupted(
+                        received[0],
+                        f"interrupted, step {n} of {train.steps} is saved",
+                        fix="run the same command with --resume to go on",
+                    )
+        log.flush()
+        self.final_loss = log.shown.get("loss")
+
+    def _once_in_a_while(self, step: int) -> None:
+        """Previews, and adapters to try."""
+        train = self.train
+        if train.preview_every and step % train.preview_every == 0:
+            self._preview(step)
+        if train.save_every and step % train.save_every == 0 and step < train.steps:
+            self._export(self.draft.path / "steps" / f"{step:06d}")
+
+    def _checkpoint(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            checkpoints.save(self.draft.path / "checkpoints", step, self.parameters, self.optimizer)
+
+    def _preview(self, step: int) -> None:
+        """A picture of the concept so far. It can be missing, but it can not end a run."""
+        import io
+
+        from dreamtune.sampling import Look, pictures
+
+        self.objective.eval()
+        prompt = f"a photo of {self.concept.identifier} {self.concept.class_word}"
+        look = Look(steps=20, guidance=5.0, size=(self.resolution, self.resolution))
+        try:
+            picture = next(pictures(self.family, prompt, [self.train.seed], look, 1))
+        except (NonFinite, RuntimeError) as e:
+            console.warn(f"no preview at step {step}: {e}")
+        else:
+            png = io.BytesIO()
+            picture.save(png, "png")
+            folder = fsops.make_folder(self.draft.path / "previews")
+            fsops.write_bytes(folder / f"{step:06d}.png", png.getvalue())
+        self.objective.train()
+
+    # Save.
+
+    def _export(self, folder: Path) -> None:
+        """The files that other tools load."""
+        train = self.train
+        facts = Facts(
+            size=(self.resolution, self.resolution),
+            training={
+                "seed": train.seed,
+                "learning_rate": train.learning_rate or self.method.learning_rate,
+                "max_train_steps": train.steps,
+                "num_train_images": self.photos,
+                "lr_scheduler": train.schedule,
+            },
+        )
+        fsops.make_folder(folder)
+        for name, (tensors, metadata) in self.method.export(
+            self.family, self.concept, facts
+        ).items():
+            fsops.write_safetensors(folder / name, tensors, metadata)
+
+    def _describe(self) -> None:
+        """adapter.json, what sampling must know, and the recipe that makes the run again."""
+        concept = self.concept
+        facts = {
+            "schema": 1,
+            "method": self.ask.method.name,
+            "options": dataclasses.asdict(self.ask.method.options),
+            "family": self.family.name,
+            "base": self.train.base,
+            "base_hash": self.ask.recipe["base_hash"],
+            "identifier": concept.identifier,
+            "class_word": concept.class_word,
+            "bindings": concept.bindings,
+            "resolution": self.resolution,
+            "steps": self.train.steps,
+        }
+        fsops.write_json(self.draft.path / "adapter.json", facts)
+        tables = {k: self.ask.recipe[k] for k in ("train", "method")}
+        fsops.write_text(self.draft.path / "recipe.toml", recipe.dumps(tables))
+
+    def _count(self) -> int:
+        return sum(p.numel() for p in self.parameters.values())
+
+
+class Log:
+    """log.jsonl: a line an update. Values stay on the device until some are due."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        """`start`: updates done; what an interrupted run logged after them is dropped."""
+        self.path, self.waiting, self.shown = path, [], {}
+        with contextlib.suppress(FileNotFoundError):
+            lines = path.read_text().splitlines()[:start]
+            fsops.write_text(path, "".join(f"{line}\n" for line in lines))
+
+    def add(self, step: Any) -> None:
+        self.waiting.append(step)
+        if len(self.waiting) >= FLUSH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits; NonFinite when a loss is."""
+        for step in self.waiting:
+            row = {
+                "step": step.number,
+                "loss": float(step.loss),
+                "gradient_norm": float(step.gradient_norm),
+                "learning_rate": step.learning_rate,
+            }
+            if row["loss"] - row["loss"] != 0:
+                raise NonFinite(
+                    f"the loss is {row['loss']} at step {step.number}",
+                    why="the training has diverged",
+                    fix="lower --learning-rate; --resume goes on from the last checkpoint",
+                )
+            self.shown = {"loss": row["loss"]}
+            fsops.append_line(self.path, json.dumps(row))
+        self.waiting = []
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        console.say("finishing this step and saving; once more to stop at once")
+        signal.signal(number, signal.SIG_DFL)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _import_libraries() -> None:
+    """The slow imports, by themselves so that the run's times name them."""
+    import accelerate
+    import peft
+
+    assert accelerate and peft
+    devices.quiet_libraries()
+
+
+def _first(*values: Any) -> Any:
+    return next(v for v in values if v is not None)
