@@ -75,7 +75,8 @@ def test_an_ordinary_prompt_is_the_plain_format() -> None:
 def test_reads_a1111s_own() -> None:
     read = parse(
         "a cat\nsecond line\nNegative prompt: ugly\nbad\nSteps: 20, Sampler: DPM++ 2M, "
-        'Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x512, Lora hashes: "a: 1, b: 2", Version: v1.10.1'
+        "Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x512, "
+        'Lora hashes: "a: 1, b: 2", Version: v1.10.1'
     )
     assert (read.prompt, read.negative) == ("a cat\nsecond line", "ugly\nbad")
     assert read.parameters["Lora hashes"] == "a: 1, b: 2"

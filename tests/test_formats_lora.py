@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import math
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreamtune.errors import Damaged, Usage
+from dreamtune.errors import Damaged, Usage, UserError
 from dreamtune.formats import diffusers as diffusers_layout
 from dreamtune.formats import kohya
 from dreamtune.formats.header import read_header
@@ -459,6 +462,40 @@ def test_uis_apply_the_trained_strength(family: str, alpha: float) -> None:
         assert torch.allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
+def test_comfyui_patches_sd3_checkpoints_right(alpha: float) -> None:
+    """ComfyUI adds to `<path>.weight` of the original checkpoint what `lora_unet_<path>` says.
+
+    diffusers' converter of original checkpoints then says which of its modules that is.
+    """
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
+    mine = {"transformer": adapter("sd3", alpha)["transformer"]}
+    deltas = ui_deltas(kohya.dump(mine, "sd3"))
+    patched = set()
+
+    class Checkpoint(dict[str, Tensor]):
+        def pop(self, key: str) -> Tensor:  # type: ignore[override]
+            name = f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}"
+            if not key.endswith(".weight") or name not in deltas:
+                return torch.zeros(48, 1)
+            patched.add(name)
+            return deltas[name]
+
+    keys = [
+        "joint_blocks.0.",
+        "joint_blocks.1.",
+        "joint_blocks.2.",
+        "joint_blocks.0.x_block.attn2.",
+    ]
+    checkpoint = Checkpoint.fromkeys(keys, torch.zeros(1))
+    checkpoint["context_embedder.weight"] = torch.zeros(8, 24)
+    read = convert_sd3_transformer_checkpoint_to_diffusers(checkpoint)
+    assert patched == set(deltas), "ComfyUI: lora key not loaded"
+    for module, weights in mine["transformer"].items():
+        assert torch.allclose(read[f"{module}.weight"], delta(weights), atol=1e-6), module
+
+
 def invoke_base(tensors: dict[str, Tensor]) -> str:
     """InvokeAI's lora_token_vector_length and _get_base_or_raise: by the width of the text."""
     lengths: dict[str, int] = {}
@@ -568,6 +605,11 @@ def test_kohya_refuses_by_name(tensors: dict[str, Tensor], why: str) -> None:
             {"lora_adapter_metadata": '{"unet.lora_alpha": "big"}'},
             "the alpha 'big'",
         ),
+        (
+            {"unet.x.lora_A.weight": DOWN, "unet.x.lora_B.weight": UP},
+            {"lora_adapter_metadata": '{"unet.alpha_pattern": {"(x+x+)+y": 1}}'},
+            "no map from module paths",
+        ),
     ],
 )
 def test_diffusers_refuses_by_name(
@@ -575,6 +617,67 @@ def test_diffusers_refuses_by_name(
 ) -> None:
     with pytest.raises(Damaged, match=why):
         diffusers_layout.parse(tensors, metadata)
+
+
+def test_two_names_for_one_module_are_refused() -> None:
+    tensors = {}
+    for name in (
+        "lora_te_text_model_encoder_layers_0_mlp_fc1",
+        "lora_te1_encoder_layers_0_mlp_fc1",
+    ):
+        tensors |= {f"{name}.lora_up.weight": UP, f"{name}.lora_down.weight": DOWN}
+    with pytest.raises(Damaged, match="second LoRA"):
+        kohya.parse(tensors)
+    tensors = {}
+    for name in ("text_encoder.text_model.encoder.x", "text_encoder.encoder.x"):
+        tensors |= {f"{name}.lora_A.weight": DOWN, f"{name}.lora_B.weight": UP}
+    with pytest.raises(Damaged, match="second LoRA"):
+        diffusers_layout.parse(tensors, {})
+
+
+def test_rslora_is_read_at_its_strength() -> None:
+    tensors = {"unet.x.lora_A.weight": torch.ones(4, 3), "unet.x.lora_B.weight": torch.ones(5, 4)}
+    config = '{"unet.lora_alpha": 2, "unet.use_rslora": true}'
+    (weights,) = diffusers_layout.parse(tensors, {"lora_adapter_metadata": config})["unet"].values()
+    assert torch.equal(delta(weights), 2 / math.sqrt(4) * torch.full((5, 3), 4.0))
+
+
+word = st.sampled_from(["lora_unet", "lora_te1", "unet", *kohya.WORDS.split(), "0", "7", "x"])
+part = st.sampled_from(["lora_up.weight", "lora_down.weight", "alpha", "lora_A.weight", "diff"])
+tensor = st.lists(st.integers(0, 4), max_size=4).map(torch.ones)
+fields = st.sampled_from(
+    ["unet.r", "unet.lora_alpha", "unet.alpha_pattern", "unet.use_rslora", "x"]
+)
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    names=st.lists(st.lists(word, min_size=1, max_size=6), max_size=4),
+    parts=st.lists(part, min_size=1, max_size=4),
+    tensors=st.lists(tensor, min_size=16, max_size=16),
+    config=st.dictionaries(fields, values),
+)
+def test_only_user_errors_escape(
+    names: list[list[str]], parts: list[str], tensors: list[Tensor], config: dict[str, Any]
+) -> None:
+    for sign, parse in {
+        "_": kohya.parse,
+        ".": partial(
+            diffusers_layout.parse, metadata={"lora_adapter_metadata": json.dumps(config)}
+        ),
+    }.items():
+        keys = [f"{sign.join(name)}.{part}" for name in names for part in parts]
+        with contextlib.suppress(UserError):
+            parse(dict(zip(keys, tensors, strict=False)))
 
 
 def test_unknown_layouts_and_components() -> None:

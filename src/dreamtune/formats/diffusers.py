@@ -64,6 +64,8 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Adapter
             raise Damaged(f"the LoRA key {key!r} has no known component or no {up_key!r}")
         alpha = _alpha(config.get(component, {}), path, down.shape[0])
         path = canonical(component, path)
+        if path in adapter[component]:
+            raise Damaged(f"{module} is a second LoRA for {path}")
         adapter[component][path] = checked(module, down, tensors[up_key], alpha)
     return dict(adapter)
 
@@ -100,16 +102,27 @@ def _load_config(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def _alpha(config: Mapping[str, Any], path: str, rank: int) -> float:
-    """The module's alpha, in the sense of alpha / r. PEFT's rule: utils.other.get_pattern_key."""
+    """The module's alpha, in the sense of alpha / r. PEFT's rule: utils.other.get_pattern_key.
+
+    PEFT takes the keys of alpha_pattern for regular expressions. Those of a file are not run: only
+    whole paths, and ends of paths, are understood.
+    """
     alpha = config.get("lora_alpha", rank)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", path):
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or any(re.search(r"[^\w.^-]", key) for key in patterns):
+        raise Damaged(
+            f"the metadata {CONFIG} has an alpha_pattern that is no map from module paths"
+        )
+    for key, value in patterns.items():
+        if path == key.removeprefix("^") or path.endswith(f".{key}"):
             alpha = value
             break
-    if not isinstance(alpha, int | float):
-        raise Damaged(f"{CONFIG} gives {path!r} the alpha {alpha!r}")
     # rsLoRA scales by alpha / sqrt(r): https://arxiv.org/abs/2312.03732
-    return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1)
+    factor = math.sqrt(rank) if config.get("use_rslora") else 1
+    try:
+        return float(alpha) * factor
+    except (TypeError, ValueError, OverflowError):
+        raise Damaged(f"the metadata {CONFIG} gives {path!r} the alpha {alpha!r}") from None
 
 
 def _down(key: str) -> tuple[str, str | None]:

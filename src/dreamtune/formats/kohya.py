@@ -16,10 +16,12 @@ words that paths are made of (WORDS). Every family has its own names for the den
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from dreamtune.errors import Damaged, Usage, suggest
@@ -86,8 +88,11 @@ def parse(tensors: Mapping[str, Tensor], layers_per_block: int = 2) -> Adapter:
         if not {"lora_down.weight", "lora_up.weight"} <= parts.keys() <= PARTS:
             raise Damaged(f"{name} is no LoRA", why=f"it has {', '.join(sorted(parts))}")
         down, up = parts["lora_down.weight"], parts["lora_up.weight"]
-        alpha = float(parts["alpha"]) if "alpha" in parts else float(down.shape[0])
-        component, modules = _locate(name, checked(name, down, up, alpha), layers_per_block)
+        alpha = _scalar(parts["alpha"]) if "alpha" in parts else down.shape[0]
+        weights = checked(name, down, up, alpha)
+        component, modules = _locate(name, weights, layers_per_block)
+        if modules.keys() & adapter[component].keys():
+            raise Damaged(f"{name} is a second LoRA for {', '.join(modules)}")
         adapter[component] |= modules
     return dict(adapter)
 
@@ -101,6 +106,10 @@ COMPONENTS = {
 }
 
 
+def _scalar(alpha: Tensor) -> float:
+    return float(alpha) if alpha.numel() == 1 else math.nan
+
+
 def _locate(name: str, weights: LoraWeights, layers_per_block: int) -> tuple[str, Modules]:
     """Component and module(s) of one kohya name."""
     prefix = next((p for p in COMPONENTS if name.startswith(f"{p}_")), None)
@@ -110,7 +119,7 @@ def _locate(name: str, weights: LoraWeights, layers_per_block: int) -> tuple[str
     if path is None:
         raise Damaged(f"the LoRA key {name!r} names no known module")
     if path.startswith("joint_blocks."):
-        return "transformer", _from_mmdit(path, weights)
+        return "transformer", _from_mmdit(name, path, weights)
     if path.startswith(SGM):
         path = _substitute(path, {new: old for old, new in _sgm_names(layers_per_block).items()})
     return COMPONENTS[prefix], {canonical(COMPONENTS[prefix], path): weights}
@@ -165,6 +174,7 @@ SGM_RESNET = {
 }
 
 
+@cache
 def _sgm_names(layers_per_block: int) -> dict[str, str]:
     """{diffusers' path: sgm's path} of every block of an SDXL-shaped UNet.
 
@@ -230,27 +240,30 @@ def _mmdit(modules: Modules, _: int) -> Modules:
     renamed: Modules = {}
     fused: dict[str, list[LoraWeights | None]] = {}
     for path, weights in modules.items():
-        block, number, module = (*path.split(".", 2), "", "")[:3]
-        if block == "transformer_blocks" and module in MMDIT:
-            renamed[f"joint_blocks.{number}.{MMDIT[module]}"] = weights
-        elif block == "transformer_blocks" and module in MMDIT_PLACE:
+        block = re.match(r"transformer_blocks\.(\d+)\.", path)
+        module = path[block.end() :] if block else path
+        if block and module in MMDIT:
+            renamed[f"joint_blocks.{block[1]}.{MMDIT[module]}"] = weights
+        elif block and module in MMDIT_PLACE:
             name, place = MMDIT_PLACE[module]
-            fused.setdefault(f"joint_blocks.{number}.{name}", [None] * 3)[place] = weights
+            fused.setdefault(f"joint_blocks.{block[1]}.{name}", [None] * 3)[place] = weights
         else:
             raise Usage(f"the kohya layout 'sd3' has no name for the module {path!r}")
     return renamed | {name: _fuse(parts) for name, parts in fused.items()}
 
 
-def _from_mmdit(path: str, weights: LoraWeights) -> Modules:
-    _, number, name = path.split(".", 2)
+def _from_mmdit(name: str, path: str, weights: LoraWeights) -> Modules:
+    _, number, module = (*path.split(".", 2), "")[:3]
     block = f"transformer_blocks.{number}"
-    if name in MMDIT_FUSED:
-        parts = zip(MMDIT_FUSED[name], _split(weights), strict=True)
+    if module in MMDIT_FUSED:
+        if weights.up.shape[0] % 3:
+            raise Damaged(f"{name} has {weights.up.shape[0]} rows, which are not q, k and v")
+        parts = zip(MMDIT_FUSED[module], _split(weights), strict=True)
         return {f"{block}.{part}": piece for part, piece in parts if piece is not None}
-    for module, other in MMDIT.items():
-        if name == other:
-            return {f"{block}.{module}": weights}
-    raise Damaged(f"the module {path!r} has no name in diffusers that is known here")
+    for ours, theirs in MMDIT.items():
+        if module == theirs:
+            return {f"{block}.{ours}": weights}
+    raise Damaged(f"the LoRA key {name!r} names no known module")
 
 
 def _fuse(parts: list[LoraWeights | None]) -> LoraWeights:
@@ -271,7 +284,7 @@ def _fuse(parts: list[LoraWeights | None]) -> LoraWeights:
             down[i, : part.rank] = part.down
             # Exactly 1 unless the parts were trained at different strengths.
             up[i, :, i, : part.rank] = part.up * (part.alpha / part.rank / scale)
-    alpha = 3 * scale * rank if scale * rank != present[0].alpha else 3 * present[0].alpha
+    alpha = 3 * rank * scale
     return LoraWeights(down.reshape(3 * rank, width), up.reshape(3 * out, 3 * rank), alpha)
 
 

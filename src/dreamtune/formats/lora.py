@@ -50,12 +50,12 @@ def delta(weights: LoraWeights) -> Tensor:
 
 def checked(name: str, down: Tensor, up: Tensor, alpha: float) -> LoraWeights:
     """The weights of the module `name` as a file gave them; Damaged if they do not fit together."""
-    if not 2 <= down.dim() == up.dim() <= 4 or up.shape[1] != down.shape[0]:
+    if not 2 <= down.dim() == up.dim() <= 4 or up.shape[1] != down.shape[0] or not up.numel():
         why = f"down is {tuple(down.shape)} and up is {tuple(up.shape)}"
         raise Damaged(f"{name} is no LoRA", why=why)
-    if not math.isfinite(alpha):
-        raise Damaged(f"{name} has alpha {alpha}")
-    return LoraWeights(down, up, alpha)
+    if not math.isfinite(alpha) or alpha == 0:
+        raise Damaged(f"{name} has the alpha {alpha}")
+    return LoraWeights(down, up, float(alpha))
 
 
 def canonical(component: str, module: str) -> str:
