@@ -1,0 +1,1 @@
+"""Tools that make what dreamtune ships; not part of the wheel."""

@@ -1,0 +1,248 @@
+"""The bars of README.md, with fixed seeds.
+
+    python -m tools.mini.evaluate --work DIR --mini DIR/export/mini --vae DIR/vae
+ Pictures are judged by EfficientNet-Lite0 penultimate features, which the generator never trained
+on: a picture shows what the nearest true emoji shows, by cosine of centred features. Beside each
+figure stands what the judge makes of real composites, its ceiling.
+"""
+
+import argparse
+import json
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tools.mini import judge
+from tools.mini.artwork import Concept, load_concepts, load_masters
+from tools.mini.compose import compose, random_background
+from tools.mini.pool import drawn_concepts
+from tools.mini.sampling import GUIDANCE, sample, to_uint8
+from tools.mini.settings import SETTINGS, Settings
+from tools.mini.words import COLOURS, STYLES, Background, Picture, article
+
+VIEWS = 4  # real composites behind each reference
+SEEN_AT = 128  # px, what the judge is shown
+
+
+@dataclass(frozen=True)
+class Share:
+    """A proportion with its 95 % Wilson interval."""
+
+    hits: int
+    count: int
+
+    def __str__(self) -> str:
+        z, p, n = 1.96, self.hits / self.count, self.count
+        middle, root = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        low, high = ((middle + sign * root) / (1 + z * z / n) for sign in (-1, 1))
+        return f"{100 * p:.0f} % ({100 * low:.0f}-{100 * high:.0f}, n={n})"
+
+
+def share(hits: Tensor) -> Share:
+    return Share(int(hits.sum()), hits.numel())
+
+
+class References:
+    """Centred mean features of every (style, concept), from VIEWS real composites on random
+    backgrounds.
+    """
+
+    def __init__(self, work: Path, setting: Settings, concepts: list[Concept]) -> None:
+        self.network = judge.load(work / "effnet_lite0.safetensors").to(
+            memory_format=torch.channels_last
+        )
+        self.keys = [(style, c.code) for style in setting.styles for c in concepts]
+        self.styles = torch.tensor([list(STYLES).index(style) for style, _ in self.keys])
+        self.number = {code: i for i, code in enumerate(c.code for c in concepts)}
+        self.codes = torch.tensor([self.number[code] for _, code in self.keys])
+        path = work / f"references-{setting.pixels}-{len(self.keys)}.safetensors"
+        if not path.exists():
+            save_file({"features": self._views(work, setting)}, path)
+        views = load_file(path)["features"].view(VIEWS + 1, len(self.keys), -1)
+        self.mean = views.mean((0, 1))
+        self.bank = F.normalize((views[:VIEWS] - self.mean).mean(0), dim=-1)  # (K, 1280)
+        self.unseen = views[VIEWS]  # one more real view of each, to measure the judge itself
+
+    def _views(self, work: Path, setting: Settings) -> Tensor:
+        rng, masters = random.Random(11), load_masters(work, setting.pixels)
+        pictures = [
+            Picture(style, (code,), "", random_background(rng))
+            for _ in range(VIEWS + 1)
+            for style, code in self.keys
+        ]
+        rows = []
+        for start in range(0, len(pictures), 256):
+            part = [compose(p, masters, setting.pixels, rng) for p in pictures[start : start + 256]]
+            images = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2) / 127.5 - 1
+            rows.append(judge.features(self.network, images, size=SEEN_AT))
+            print(f"references {start + 256} of {len(pictures)}", flush=True)
+        return torch.cat(rows)
+
+    def rank(self, features: Tensor) -> Tensor:
+        """(N, 1280) -> (N, K) numbers of references, nearest first."""
+        near = F.normalize(features - self.mean, dim=-1) @ self.bank.T
+        return near.argsort(dim=1, descending=True)
+
+    def concepts(self, features: Tensor) -> Tensor:
+        """(N, 1280) -> (N, concepts) concept numbers, nearest first, each by its best style."""
+        near = F.normalize(features - self.mean, dim=-1) @ self.bank.T  # (N, K), styles outermost
+        best = near.view(len(near), -1, len(self.number)).amax(1)
+        return best.argsort(dim=1, descending=True)
+
+    def score(self, features: Tensor, codes: Tensor, styles: Tensor) -> dict[str, str]:
+        ranked = self.concepts(features)
+        return {
+            "concept top-1": str(share(ranked[:, 0] == codes)),
+            "concept top-5": str(share((ranked[:, :5] == codes[:, None]).any(1))),
+            "style": str(share(self.styles[self.rank(features)[:, 0]] == styles)),
+        }
+
+
+def lab(colours: np.ndarray) -> np.ndarray:
+    """(..., 3) sRGB in [0, 1] -> CIE Lab under D65 (IEC 61966-2-1 and CIE 15)."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    x, y, z = f[..., 0], f[..., 1], f[..., 2]
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def background_colour(pixels: np.ndarray) -> list[str]:
+    """(N, H, W, 3) uint8 -> the named colour nearest to the median of each border (CIE76)."""
+    names = list(COLOURS)
+    palette = lab(np.array([COLOURS[name] for name in names]) / 255)  # (12, 3)
+    found = []
+    for picture in pixels:
+        edge = max(1, len(picture) // 20)
+        border = np.concatenate(
+            [
+                picture[:edge].reshape(-1, 3),
+                picture[-edge:].reshape(-1, 3),
+                picture[:, :edge].reshape(-1, 3),
+                picture[:, -edge:].reshape(-1, 3),
+            ]
+        )
+        colour = lab(np.median(border, axis=0) / 255)
+        found.append(names[int(np.linalg.norm(palette - colour, axis=1).argmin())])
+    return found
+
+
+def prompts(setting: Settings, concepts: list[Concept], count: int) -> list[tuple[str, Picture]]:
+    """'a STYLE NOUN on a COLOUR background', drawn with a fixed seed."""
+    rng, asked = random.Random(5), []
+    for _ in range(count):
+        style, concept = rng.choice(setting.styles), rng.choice(concepts)
+        colour = rng.choice(list(COLOURS))
+        words = f"a {STYLES[style][0]} {concept.names[0]} on {article(colour)} background"
+        asked.append((words, Picture(style, (concept.code,), "", Background("plain", colour))))
+    return asked
+
+
+def score_prompts(
+    references: References,
+    pipeline: StableDiffusionPipeline,
+    setting: Settings,
+    concepts: list[Concept],
+    count: int,
+    guidance: float,
+) -> dict[str, str]:
+    asked = prompts(setting, concepts, count)
+    images = sample(pipeline, [words for words, _ in asked], setting.pixels, guidance=guidance)
+    features = judge.features(references.network, images, size=SEEN_AT)
+    codes = torch.tensor([references.number[p.codes[0]] for _, p in asked])
+    styles = torch.tensor([list(STYLES).index(p.style) for _, p in asked])
+    wanted = [p.background.colour for _, p in asked]
+    hits = [a == b for a, b in zip(background_colour(to_uint8(images)), wanted, strict=True)]
+    scores = references.score(features, codes, styles)
+    return {**scores, "background colour": str(share(torch.tensor(hits)))}
+
+
+def psnr(vae: AutoencoderKL, images: Tensor, batch: int = 32) -> Tensor:
+    """(N, 3, H, W) in [-1, 1] -> (N,) dB of the reconstruction from the posterior mean."""
+    values = []
+    for part in images.split(batch):
+        with torch.inference_mode():
+            out = vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
+        values.append(-10 * ((out - part) / 2).square().mean((1, 2, 3)).log10())
+    return torch.cat(values)
+
+
+def unseen_emoji(work: Path, size: int) -> Tensor:
+    """The sixty held-out emoji in every style on plain backgrounds: (180, 3, size, size) in [-1,
+    1].
+    """
+    rng, masters = random.Random(13), load_masters(work, size)
+    codes = [concept.code for concept in load_concepts(work) if concept.held_out]
+    rows = []
+    for style in STYLES:
+        for code in codes:
+            if f"{style}/{code}" in masters:
+                background = Background("plain", rng.choice(list(COLOURS)))
+                rows.append(compose(Picture(style, (code,), "", background), masters, size, rng))
+    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def photographs(folder: Path, size: int) -> Tensor:
+    """Centre crops of every photo below `folder`: (N, 3, size, size) in [-1, 1]."""
+    rows = []
+    for path in sorted(folder.rglob("*.jpg")):
+        photo = Image.open(path).convert("RGB")
+        side = min(photo.size)
+        left, top = (photo.width - side) // 2, (photo.height - side) // 2
+        photo = photo.resize(
+            (size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side)
+        )
+        rows.append(torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1) / 127.5 - 1)
+    return torch.stack(rows)
+
+
+def score_vae(vae: nn.Module, work: Path, photos: Path | None, size: int) -> dict[str, str]:
+    sets = {"unseen emoji": unseen_emoji(work, size)}
+    if photos is not None:
+        sets["photos"] = photographs(photos, size)
+    scores = {}
+    for name, images in sets.items():
+        values = psnr(vae, images)
+        error = 1.96 * values.std() / math.sqrt(len(values))
+        scores[f"PSNR {name}"] = f"{values.mean():.1f} dB (±{error:.1f}, n={len(values)})"
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("tools/mini/work"))
+    parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
+    parser.add_argument("--mini", type=Path, required=True)
+    parser.add_argument(
+        "--photos", type=Path, help="folder of photographs for the autoencoder's second figure"
+    )
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    options = parser.parse_args()
+    setting = SETTINGS[options.setting]
+    pipeline = StableDiffusionPipeline.from_pretrained(options.mini, torch_dtype=torch.float32)
+    scores = score_vae(pipeline.vae, options.work, options.photos, setting.pixels)
+    concepts = drawn_concepts(options.work, setting)
+    references = References(options.work, setting, concepts)
+    ceiling = references.score(references.unseen, references.codes, references.styles)
+    scores |= {f"judge's ceiling: {name}": value for name, value in ceiling.items()}
+    scores |= score_prompts(
+        references, pipeline, setting, concepts, options.count, options.guidance
+    )
+    print(json.dumps(scores, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The two sizes at which `mini` is made: 64 px on a CPU, 128 px on a GPU. Everything that differs
+is here.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """pixels: side of a picture. pool: composites encoded before the UNet is trained. batch, steps:
+    of the UNet.
+    """
+
+    pixels: int
+    styles: tuple[str, ...]
+    drawn: str
+    pairs: float
+    pool: int
+    unet_channels: tuple[int, ...]
+    unet_cross_attention: tuple[bool, ...]
+    heads: tuple[int, ...]
+    batch: int
+    steps: int
+    learning_rate: float
+
+    @property
+    def latents(self) -> int:
+        return self.pixels // 8
+
+
+LATENT_CHANNELS = 16
+TEXT_WIDTH = 256
+
+SETTINGS = {
+    "cpu64": Settings(
+        pixels=64,
+        styles=("3d", "flat"),
+        drawn="clear",
+        pairs=0.06,
+        pool=40960,
+        unet_channels=(96, 192),
+        unet_cross_attention=(True, True),
+        heads=(3, 6),
+        batch=128,
+        steps=6000,
+        learning_rate=1e-3,
+    ),
+    "gpu128": Settings(
+        pixels=128,
+        styles=("3d", "flat", "cartoon"),
+        drawn="all",
+        pairs=0.1,
+        pool=400_000,
+        unet_channels=(96, 160, 192),
+        unet_cross_attention=(False, True, True),
+        heads=(3, 5, 6),
+        batch=512,
+        steps=11_000,
+        learning_rate=1e-3,
+    ),
+}

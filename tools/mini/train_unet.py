@@ -1,0 +1,248 @@
+"""The UNet of `mini`: latents of the pool, states of the frozen text tower, v-prediction.
+
+    python -m tools.mini.train_unet --work DIR --setting cpu64 --minutes 100
+ The learning rate follows the minutes trained, not a number of steps, since the machine may be
+shared. `touch DIR/PAUSE` halts the loop between two steps and removing it goes on; the time in
+between does not count. A run continues from its last checkpoint.
+"""
+
+import argparse
+import copy
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from tools.mini.artwork import load_concepts
+from tools.mini.pool import Pool
+from tools.mini.settings import LATENT_CHANNELS, SETTINGS, TEXT_WIDTH, Settings
+from tools.mini.words import caption
+
+WARM_UP = 200  # steps
+EMA_DECAY = 0.999
+GAMMA = 5.0
+EMPTY, CATEGORY_ONLY = 0.1, 0.15
+VARIANTS = 2  # captions kept for each picture of the pool
+SAVE_EVERY = 300  # seconds
+
+
+def build_unet(setting: Settings) -> UNet2DConditionModel:
+    crossed = setting.unet_cross_attention
+    down = tuple("CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crossed)
+    up = tuple("CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed))
+    return UNet2DConditionModel(
+        sample_size=setting.latents,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        block_out_channels=setting.unet_channels,
+        down_block_types=down,
+        up_block_types=up,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=setting.heads,  # in diffusers' older blocks this is the number of heads
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's betas with zero terminal SNR, v-prediction and trailing steps (Lin et al.
+    2023, 2305.08891).
+    """
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+
+
+class Captions:
+    """Text states of the pool's captions, computed when first asked for and kept.
+
+    Every picture has VARIANTS captions, fixed by its number. Index -1 stands for the empty caption.
+    """
+
+    def __init__(self, work: Path, pool: Pool, device: str) -> None:
+        self.pool, self.device = pool, device
+        self.tokens = CLIPTokenizer.from_pretrained(work / "tokenizer")
+        self.tower = CLIPTextModel.from_pretrained(work / "text_encoder").to(device).eval()
+        self.concepts = {concept.code: concept for concept in load_concepts(work)}
+        self.states: dict[tuple[int, int], Tensor] = {}
+
+    def take(self, keys: list[tuple[int, int]]) -> Tensor:
+        """(index, variant) pairs -> (B, 32, 256)."""
+        missing = [key for key in dict.fromkeys(keys) if key not in self.states]
+        if missing:
+            states = self.encode([self.text(*key) for key in missing]).bfloat16().cpu()
+            self.states.update(zip(missing, states, strict=True))
+        return torch.stack([self.states[key] for key in keys])
+
+    @torch.inference_mode()
+    def encode(self, texts: list[str]) -> Tensor:
+        ids = self.tokens(
+            texts, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+        return self.tower(ids.to(self.device)).last_hidden_state
+
+    def text(self, index: int, variant: int) -> str:
+        if index < 0:
+            return ""
+        rng = random.Random(index * VARIANTS + variant)
+        picture = self.pool.pictures[index]
+        by_category = rng.random() < CATEGORY_ONLY
+        nouns = []
+        for code in picture.codes:
+            concept = self.concepts[code]
+            plain = concept.names[0] if rng.random() < 0.7 else rng.choice(concept.names)
+            nouns.append(concept.category if by_category else plain)
+        return caption(picture, nouns, rng)
+
+
+@dataclass
+class Progress:
+    step: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Everything a checkpoint holds."""
+
+    def __init__(self, setting: Settings, device: str) -> None:
+        self.setting, self.device = setting, device
+        self.unet = build_unet(setting).to(device, memory_format=torch.channels_last)
+        if device == "cpu":
+            # bf16 scaled-dot-product attention is several times slower on a CPU than its three
+            # plain products.
+            self.unet.set_attn_processor(AttnProcessor())
+        self.ema = copy.deepcopy(self.unet).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.unet.parameters(), setting.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        self.alphas = build_scheduler().alphas_cumprod.to(device)  # (1000,), the last one is 0
+        self.progress = Progress()
+
+    def loss(self, x0: Tensor, text: Tensor) -> Tensor:
+        """v-prediction with min-SNR weights, shifted by one so that the pure-noise step counts
+        (Hang et al. 2023).
+
+        x0: (B, 16, h, w) scaled latents. text: (B, 32, 256).
+        """
+        t = torch.randint(len(self.alphas), (len(x0),), device=self.device)
+        a = self.alphas[t].view(-1, 1, 1, 1)
+        eps = torch.randn_like(x0)
+        xt = a.sqrt() * x0 + (1 - a).sqrt() * eps
+        v = a.sqrt() * eps - (1 - a).sqrt() * x0
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            predicted = self.unet(xt.contiguous(memory_format=torch.channels_last), t, text).sample
+        snr = (a / (1 - a)).flatten()
+        weight = (snr.clamp(max=GAMMA) + 1) / (snr + 1)
+        return (weight * F.mse_loss(predicted.float(), v, reduction="none").mean((1, 2, 3))).mean()
+
+    def update(self, loss: Tensor, learning_rate: float) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.progress.step += 1
+        decay = min(EMA_DECAY, self.progress.step / (self.progress.step + 10))
+        with torch.no_grad():
+            averaged, current = list(self.ema.parameters()), list(self.unet.parameters())
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "unet": self.unet.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": vars(self.progress),
+        }
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.unet.load_state_dict(state["unet"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+
+def learning_rate(setting: Settings, progress: Progress, minutes: float) -> float:
+    """Linear warm-up by steps, cosine to a fiftieth by minutes trained."""
+    done = min(1.0, progress.seconds / (60 * minutes))
+    cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
+    return setting.learning_rate * min(1.0, (progress.step + 1) / WARM_UP) * cosine
+
+
+def steps(
+    trainer: Trainer, pool: Pool, captions: Captions, work: Path, minutes: float
+) -> Iterator[float]:
+    """Train until the minutes are used up; yields the loss of every step."""
+    batch = trainer.setting.batch
+    rng = random.Random(trainer.progress.step)
+    torch.manual_seed(trainer.progress.step)
+    while trainer.progress.seconds < 60 * minutes:
+        while (work / "PAUSE").exists():
+            time.sleep(1)
+        started = time.monotonic()
+        chosen = torch.tensor([rng.randrange(len(pool)) for _ in range(batch)])
+        keys = [
+            (-1, 0) if rng.random() < EMPTY else (index, rng.randrange(VARIANTS))
+            for index in chosen.tolist()
+        ]
+        text = captions.take(keys).to(trainer.device).float()
+        loss = trainer.loss(pool.take(chosen).to(trainer.device), text)
+        trainer.update(loss, learning_rate(trainer.setting, trainer.progress, minutes))
+        trainer.progress.seconds += time.monotonic() - started
+        yield loss.item()
+
+
+def train(work: Path, setting_name: str, minutes: float, device: str) -> None:
+    checkpoint = work / f"unet-{setting_name}.pt"
+    trainer = Trainer(SETTINGS[setting_name], device)
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    pool = Pool(work / f"pool-{setting_name}")
+    captions = Captions(work, pool, device)
+    losses: list[float] = []
+    saved = time.monotonic()
+    for loss in steps(trainer, pool, captions, work, minutes):
+        losses.append(loss)
+        # once in a while: say how it goes
+        if trainer.progress.step % 25 == 0:
+            at = trainer.progress
+            samples = at.step * trainer.setting.batch
+            mean = sum(losses) / len(losses)
+            speed = f"samples/s {samples / at.seconds:.1f} minutes {at.seconds / 60:.1f}"
+            print(f"{at.step} loss {mean:.4f} {speed}", flush=True)
+            losses.clear()
+        # once in a while: save, and take in what the pool has gained
+        if time.monotonic() - saved > SAVE_EVERY:
+            trainer.save(checkpoint)
+            pool.refresh()
+            saved = time.monotonic()
+    trainer.save(checkpoint)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("tools/mini/work"))
+    parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
+    parser.add_argument("--minutes", type=float, default=240)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    train(options.work, options.setting, options.minutes, options.device)
