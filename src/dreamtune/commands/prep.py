@@ -10,8 +10,8 @@ import typer
 from .. import console, flags
 from ..settings import Prep
 
-Folder = Annotated[Path, typer.Argument(help="Folder with your photos; it is only read.")]
-Name = Annotated[str | None, typer.Option("--name", help="Name of the artifact [the folder's].")]
+Folder = Annotated[Path, typer.Argument(help="Your photos, or a kohya dataset TOML. Only read.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the artifact. [the folder's]")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit 3 when a photo is set aside.")]
 
 
@@ -24,6 +24,7 @@ def run(
     folder: Folder,
     name: Name = None,
     strict: Strict = False,
+    dry_run: flags.DryRun = False,
     json: flags.Json = False,
     store: flags.Store = None,
 ) -> None:
@@ -32,7 +33,16 @@ def run(
     dreamtune prep ./photos --class dog
     """
     from ..artifacts import Store
+    from ..errors import SetAside
     from ..stages import prep as stage
 
-    artifact = stage.run(folder, prep, Store.open(store), name)
-    console.out(artifact.path)
+    artifact, outcome = stage.run(folder, prep, Store.open(store), name, dry_run)
+    if json:
+        place = {"path": str(artifact.path), "id": artifact.id} if artifact else {}
+        console.json({**place, "dry_run": dry_run, **outcome.to_dict()})
+    elif artifact and not dry_run:
+        console.out(artifact.path)
+    if artifact and not dry_run:
+        console.hint(f"look at {artifact.path / 'contact.png'}, then: dreamtune train")
+    if strict and outcome.rejected:
+        raise SetAside(f"{len(outcome.rejected)} photos were set aside", why="--strict was given")

@@ -1,15 +1,16 @@
-"""What a photo is said to show: a template with the identifier and the class word, and bulk edits."""
+"""What each photo is said to show: from a file beside it, an outside captioner, or a template."""
 
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import Usage, suggest
 
 TEMPLATES = {"subject": "a photo of {identifier} {class}", "style": "{class} in {identifier} style"}
 FIELDS = ("identifier", "class")
+LONG = 50  # words; CLIP's text encoders read 77 tokens, which is about that many
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,81 @@ class Concept:
     class_word: str
     kind: str = "subject"
 
-    def to_dict(self) -> dict[str, str]:
-        return {"identifier": self.identifier, "class_word": self.class_word, "kind": self.kind}
+
+@dataclass(frozen=True)
+class Wording:
+    """How captions are made.
+
+    template: with {identifier} and {class}; missing: "error", "template" or "empty", for photos
+    without a caption among photos that have one; prefix, suffix, replace: edits to every caption
+    """
+
+    template: str
+    missing: str = "error"
+    prefix: str = ""
+    suffix: str = ""
+    replace: Sequence[tuple[str, str]] = ()
+
+
+def compose(
+    photos: Sequence[str],
+    given: Mapping[str, str],
+    concepts: Mapping[str, Concept],
+    wording: Wording,
+    describe: Callable[[Sequence[str]], Mapping[str, str]] | None = None,
+) -> dict[str, str]:
+    """Photo -> caption.
+
+    given: captions that were found; concepts: of each photo; describe: an outside captioner, asked
+    about photos without a caption, whose words follow the template's
+    """
+    without = [photo for photo in photos if photo not in given]
+    if len(without) < len(photos) and without and wording.missing == "error" and not describe:
+        some = ", ".join(without[:3]) + (" …" if len(without) > 3 else "")
+        raise Usage(
+            f"{len(without)} of {len(photos)} photos have no caption ({some})",
+            fix="write them, or choose --caption-missing template or empty",
+        )
+    described = describe(without) if describe and without else {}
+    captions = {}
+    for photo in photos:
+        if photo in given:
+            caption = given[photo]
+        elif len(without) < len(photos) and wording.missing == "empty" and photo not in described:
+            caption = ""
+        else:
+            caption = fill(wording.template, concepts[photo])
+            caption += f", {described[photo]}" if described.get(photo) else ""
+        captions[photo] = edit(caption, wording)
+    return captions
+
+
+def doubts(captions: Mapping[str, str], identifier: str) -> list[str]:
+    """What is probably not meant, in words; empty when nothing is."""
+    found = []
+    without = sum(identifier not in caption for caption in captions.values())
+    if without == len(captions):
+        found.append(
+            f"no caption has {identifier}, so nothing would be learned under that name; "
+            f"add it with --caption-prefix '{identifier} ' or --caption-replace 'old=>{identifier}'"
+        )
+    elif without:
+        found.append(f"{without} of {len(captions)} captions do not have {identifier}")
+    long = sum(len(caption.split()) > LONG for caption in captions.values())
+    if long:
+        found.append(f"{long} captions have more than {LONG} words; encoders read the beginning")
+    return found
 
 
 def fill(template: str, concept: Concept) -> str:
     """The template with {identifier} and {class} replaced; Usage for another {field}."""
+    values = {"identifier": concept.identifier, "class": concept.class_word}
     parts = []
     try:
         for text, name, _, _ in string.Formatter().parse(template):
             parts.append(text)
             if name is not None:
-                parts.append({"identifier": concept.identifier, "class": concept.class_word}[name])
+                parts.append(values[name])
     except KeyError as e:
         field = str(e.args[0])
         fix = suggest(field, FIELDS) or "the fields are {identifier} and {class}"
@@ -41,11 +105,11 @@ def fill(template: str, concept: Concept) -> str:
     return " ".join("".join(parts).split())
 
 
-def edit(caption: str, prefix: str, suffix: str, replace: Sequence[tuple[str, str]]) -> str:
+def edit(caption: str, wording: Wording) -> str:
     """Replacements first, in order; then what is added to every caption."""
-    for old, new in replace:
+    for old, new in wording.replace:
         caption = caption.replace(old, new)
-    return " ".join(f"{prefix}{caption}{suffix}".split())
+    return " ".join(f"{wording.prefix}{caption}{wording.suffix}".split())
 
 
 def replacements(rules: Sequence[str]) -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FINE = 56  # cells a side on which the box is measured
-HOT = 0.35  # share of the way from the median to the peak above which a cell is subject
-TAIL = 0.02  # share of the subject's mass that may lie outside on each side
+HOT = 0.18  # share of the way from the median to the peak above which a cell is subject
+TAIL = 0.01  # share of the subject's mass that may lie outside on each side
 MARGIN = 0.03
 
 Box = tuple[float, float, float, float]

@@ -1,4 +1,4 @@
-"""What can be said of a picture without a model: blank, blurred, and the fingerprint of its content.
+"""What a picture says without a model: blank, blurred, and the fingerprint of its content.
 
 Everything is computed on small versions, so that a photo of any size costs the same.
 """

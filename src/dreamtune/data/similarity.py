@@ -8,6 +8,7 @@ constants come from photographs (tools/clip/calibrate.py) and lie beside the wei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,19 +46,19 @@ class Calibration:
         return np.where(cosine < self.line, below, np.clip(above, None, 1.0)).astype(np.float32)
 
 
-def similarities(vectors: Vectors, calibration: Calibration) -> Vectors:
+def similarities(
+    vectors: Vectors, calibration: Calibration, voters: Sequence[int] | None = None
+) -> Vectors:
     """(N, D) unit vectors -> (N,) similarity of each to the centre of the set.
 
+    voters: rows that the centre may be made of; all of them, when fewer than two are named.
     A photo does not vote for itself: those that form the centre are compared with the rest of it.
-    One photo alone has similarity 1.
     """
-    if len(vectors) == 1:
-        return np.ones(1, np.float32)
-    members = centre(vectors)
+    rows = np.array(voters if voters and len(voters) > 1 else range(len(vectors)), np.intp)
+    members = rows[centre(vectors[rows])]
     total = vectors[members].sum(0)
     cosine = vectors @ unit(total)
-    rest = unit(total - vectors[members])
-    cosine[members] = (vectors[members] * rest).sum(1)
+    cosine[members] = (vectors[members] * unit(total - vectors[members])).sum(1)
     return calibration.scale(cosine)
 
 

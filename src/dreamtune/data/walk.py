@@ -1,4 +1,4 @@
-"""Finding the photos of a folder: what is a photo, what is beside the point, what is refused unseen.
+"""Finding the photos of a folder: which files are photos, texts, junk, or refused unseen.
 
 Only names and file types are looked at; nothing is opened, and names are data: any bytes that a
 file system allows. Relative names use "/" and keep undecodable bytes as surrogates.
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 JUNK = {"thumbs.db", "desktop.ini", "__macosx", "icon\r", "@eadir"}
-SIDECARS = (".txt", ".caption", ".cap", ".json", ".jsonl", ".csv", ".toml", ".md", ".aae", ".xmp")
+TEXTS = (".txt", ".caption", ".cap", ".json", ".jsonl", ".csv")
+BESIDE = (".toml", ".md", ".aae", ".xmp", ".npz", ".safetensors", ".yaml", ".yml", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Refused:
 
 @dataclass
 class Found:
-    """photos: names relative to the folder, sorted; ignored: junk and sidecars that were seen."""
+    """Names relative to the folder, each kind sorted; `paths` has those of photos and texts."""
 
     photos: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    paths: dict[str, Path] = field(default_factory=dict)
 
 
 def find(folder: Path, follow_links: bool = False) -> Found:
@@ -39,7 +42,7 @@ def find(folder: Path, follow_links: bool = False) -> Found:
     found = Found()
     for entry, name in _entries(folder, "", (), follow_links, found):
         _sort_in(entry, name, folder, follow_links, found)
-    for names in (found.photos, found.ignored):
+    for names in (found.photos, found.texts, found.ignored):
         names.sort()
     found.refused.sort(key=lambda refused: refused.name)
     return found
@@ -53,7 +56,7 @@ def _entries(
         facts = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as e:
-        found.refused.append(Refused(prefix, "file.unreadable", os.strerror(e.errno or 0)))
+        found.refused.append(Refused(prefix or ".", "file.unreadable", os.strerror(e.errno or 0)))
         return
     here = (facts.st_dev, facts.st_ino)
     if here in above:
@@ -71,31 +74,36 @@ def _entries(
 
 
 def _sort_in(entry: os.DirEntry[str], name: str, folder: Path, follow: bool, found: Found) -> None:
-    ending = os.path.splitext(entry.name)[1].lower()
-    if entry.is_symlink() and not follow and not _stays_inside(Path(entry.path), folder):
-        refused = Refused(name, "file.link", "a link out of the folder; see --follow-symlinks")
-        found.refused.append(refused)
-        return
-    try:
-        mode = entry.stat().st_mode
-    except OSError as e:
-        found.refused.append(Refused(name, "file.unreadable", os.strerror(e.errno or 0)))
-        return
-    if stat.S_ISDIR(mode):  # a link to a folder, when links are not followed
-        found.refused.append(Refused(name, "file.link", "a link to a folder"))
-    elif not stat.S_ISREG(mode):
-        found.refused.append(Refused(name, "file.special", _special(mode)))
-    elif ending in SIDECARS:
+    path = Path(entry.path)
+    refused = _refusal(entry, path, folder, follow)
+    ending = path.suffix.lower()
+    if ending in BESIDE:
         found.ignored.append(name)
+    elif refused:
+        found.refused.append(Refused(name, *refused))
     else:
-        found.photos.append(name)
+        (found.texts if ending in TEXTS else found.photos).append(name)
+        found.paths[name] = path
 
 
-def _stays_inside(link: Path, folder: Path) -> bool:
+def _refusal(
+    entry: os.DirEntry[str], path: Path, folder: Path, follow: bool
+) -> tuple[str, str] | None:
+    """Why a file is not even opened."""
     try:
-        return link.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):
-        return True  # a broken or endless link is told as unreadable, not as leading out
+        if (
+            entry.is_symlink()
+            and not follow
+            and not path.resolve().is_relative_to(folder.resolve())
+        ):
+            return "file.link", "a link out of the folder; see --follow-symlinks"
+        mode = entry.stat().st_mode
+    except (OSError, RuntimeError) as e:  # RuntimeError: a link that leads to itself
+        words = os.strerror(e.errno) if isinstance(e, OSError) and e.errno else "an endless link"
+        return "file.unreadable", words
+    if stat.S_ISDIR(mode):
+        return "file.link", "a link to a folder; see --follow-symlinks"
+    return None if stat.S_ISREG(mode) else ("file.special", _special(mode))
 
 
 def _special(mode: int) -> str:

@@ -1,4 +1,4 @@
-"""contact.png: the photos that are kept and those set aside, with similarity and reason, to look at."""
+"""contact.png: the photos that are kept and those set aside, with similarity and reason."""
 
 from __future__ import annotations
 

@@ -6,133 +6,174 @@
     concept.json       identifier, class word, kind
     contact.png        all of it to look at
 
-Nothing in the input folder is touched. Chunks of finished work are kept beside the draft, so that
+Nothing in the input folder is touched. Finished chunks of work are kept beside the draft, so that
 a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from .. import console, fsops, recipe
-from ..artifacts import CHECKPOINTS, Artifact, Draft, Store, slug
-from ..data import captions, encoder, focus, similarity, walk
-from ..data.album import Album, Limits, Looked, cores, look
+from ..artifacts import CHECKPOINTS, Artifact, Store, slug
+from ..data import album, captioner, captions, encoder, focus, intake, judge
 from ..data.captions import Concept
+from ..data.intake import Intake
+from ..data.judge import Verdict
 from ..data.photos import Seeing
-from ..errors import NotFound, Usage
+from ..errors import Usage, suggest
 from ..settings import Prep
 from . import contact
 
 VERSION = 1
+SHOWN = 40  # rows of the table on stderr; rejected.jsonl has them all
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What becomes of one photo; `code` and `detail` say why it is set aside."""
+class Outcome:
+    """What prep found: kept photos as lines of samples.jsonl, the rest as lines of rejected.jsonl.
 
-    looked: Looked
-    similarity: float | None
-    code: str
-    detail: str
+    seconds: where the time went
+    """
+
+    concept: Concept
+    samples: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]
+    remarks: list[str] = field(default_factory=list)
+    reused: bool = False
+
+    @classmethod
+    def read(cls, artifact: Artifact) -> Outcome:
+        """The outcome that a finished artifact holds."""
+        concept = Concept(**artifact.read_json("concept.json"))
+        samples, rejected = (_read_lines(artifact.path / f) for f in (SAMPLES, REJECTED))
+        return cls(concept, samples, rejected, reused=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self.concept),
+            "kept": len(self.samples),
+            "set_aside": len(self.rejected),
+            "codes": dict(Counter(line["code"] for line in self.rejected)),
+            "rejected": self.rejected,
+            "remarks": self.remarks,
+        }
 
 
-def run(folder: Path, options: Prep, store: Store, name: str | None = None) -> Artifact:
-    """Prepare `folder`. NotFound without a folder, Usage when no photo can be used."""
-    found = find(folder, options)
-    name = name or slug(folder.resolve().name)
-    concept = Concept(options.identifier, class_word(options), options.kind)
-    settled = recipe.to_dict(options) | {"class_word": concept.class_word}
+SAMPLES, REJECTED, IMAGES = "samples.jsonl", "rejected.jsonl", "images"
+
+
+def run(
+    source: Path, options: Prep, store: Store, name: str | None = None, dry_run: bool = False
+) -> tuple[Artifact | None, Outcome]:
+    """Prepare a folder, or a kohya dataset TOML; (artifact, what was found).
+
+    dry_run: look at everything, write nothing into the store, and return no artifact. NotFound
+    without a folder, Usage when no photo is in it or none is left.
+    """
+    taken = intake.take(source, options.identifier, options.caption_ext, options.follow_symlinks)
+    check(options, taken)
+    concept = Concept(options.identifier, class_word(options, taken), options.kind)
+    settled = {**recipe.to_dict(options), "class_word": concept.class_word}
     settled.pop("workers")  # changes the time, not the result
-    settings = {"prep": settled, "inputs": inputs_digest(folder, found)}
+    settings = {"prep": settled, "inputs": digest(taken, options)}
     key = store.key("prep", VERSION, settings, [])
     finished = store.find(key)
     if finished is not None:
-        console.say(f"nothing has changed: {finished.label} is still good")
-        return store.reuse(finished)
-    with store.draft("prep", name, key, settings, [], keep=True) as draft:
-        return _fill(draft, folder, found, options, concept)
+        outcome = Outcome.read(finished)
+        report(outcome)
+        console.say(f"nothing has changed since {finished.label}, so it is returned")
+        return finished if dry_run else store.reuse(finished), outcome
+    if dry_run:
+        with TemporaryDirectory(prefix="dreamtune-") as scratch:
+            outcome = fill(Path(scratch), taken, options, concept)
+        report(outcome)
+        return None, outcome
+    with store.draft("prep", name or slug(taken.name), key, settings, [], keep=True) as draft:
+        started = time.monotonic()
+        outcome = fill(draft.path, taken, options, concept)
+        report(outcome)
+        return draft.commit({"seconds": round(time.monotonic() - started, 3)}), outcome
 
 
-def find(folder: Path, options: Prep) -> walk.Found:
-    """The folder's photos; a clear error when there is no folder or nothing in it."""
-    if not folder.exists():
-        raise NotFound(f"no folder {folder}")
-    if not folder.is_dir():
-        raise Usage(f"{folder} is a file", fix="give the folder with your photos")
-    found = walk.find(folder, options.follow_symlinks)
-    if not found.photos:
-        why = f"{len(found.refused)} files cannot be used" if found.refused else "it is empty"
-        raise Usage(f"no photos in {folder}", why=why)
-    return found
+def check(options: Prep, taken: Intake) -> None:
+    """Everything that can be wrong with the settings, before any work."""
+    captions.fill(template(options), Concept(options.identifier, ""))
+    captions.replacements(options.caption_replace)
+    if options.captioner:
+        captioner.program(options.captioner)
+    names = taken.found.photos
+    for flag, patterns in (("--keep", options.keep), ("--drop", options.drop)):
+        for pattern in patterns:
+            if not any(judge.matches(name, [pattern]) for name in names):
+                raise Usage(f"{flag} {pattern!r} matches no photo", fix=suggest(pattern, names))
 
 
-def class_word(options: Prep) -> str:
-    if options.class_word:
-        return options.class_word
+def template(options: Prep) -> str:
+    return options.caption or captions.TEMPLATES[options.kind]
+
+
+def class_word(options: Prep, taken: Intake) -> str:
+    """The class that was given, or that folders name, or a word that is never wrong."""
+    if options.class_word or taken.class_word():
+        return options.class_word or taken.class_word() or ""
     word = "object" if options.kind == "subject" else "picture"
     console.warn(f"no --class given, so captions say {word!r}")
     return word
 
 
-def inputs_digest(folder: Path, found: walk.Found) -> str:
-    """Hash of the names and bytes of everything in the folder that can matter."""
-    digest = hashlib.sha256()
-    for name in sorted([*found.photos, *found.ignored]):
+def digest(taken: Intake, options: Prep) -> str:
+    """Hash of everything that goes in: names and bytes of photos and texts, and the encoder."""
+    parts: list[Any] = [[r.name, r.code] for r in taken.found.refused]
+    for name, path in sorted(taken.found.paths.items()):
         try:
-            content = fsops.hash_file(folder / name)
+            parts.append([name, fsops.hash_file(path)])
         except OSError as e:
-            content = f"unreadable: {e.errno}"
-        digest.update(json.dumps([name, content]).encode())
-    for refused in found.refused:
-        digest.update(json.dumps([refused.name, refused.code]).encode())
-    return digest.hexdigest()
+            parts.append([name, e.errno])
+    if options.clip == encoder.BUILTIN:
+        files = sorted(encoder.builtin_folder().glob("*.safetensors"))
+        parts += [[file.name, fsops.hash_file(file)] for file in files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _fill(
-    draft: Draft, folder: Path, found: walk.Found, options: Prep, concept: Concept
-) -> Artifact:
-    started = time.monotonic()
-    album = _look(draft, folder, found, options)
-    near = closeness(album, encoder.load(options.clip).calibration, options.kind)
-    verdicts = judge(album, near, options)
-    kept = [v for v in verdicts if not v.code]
-    aside = [v for v in verdicts if v.code]
+def fill(folder: Path, taken: Intake, options: Prep, concept: Concept) -> Outcome:
+    """Do the work and write the payload into `folder`."""
+    images = fsops.make_folder(folder / IMAGES)
+    looked, calibration = look(folder, taken, options)
+    judgement = judge.judge(looked, calibration, rules(options))
+    kept = [v for v in judgement.verdicts if not v.code]
+    aside = [v for v in judgement.verdicts if v.code]
+    rejected = [_rejected(r.name, r.code, r.detail, None) for r in taken.found.refused]
+    rejected += [_rejected(v.looked.name, v.code, v.detail, v.similarity) for v in aside]
     if not kept:
-        report(kept, aside, found)
-        raise Usage("no photo is left", why=f"all {len(aside)} were set aside")
-    heat = {entry.name: row for entry, row in zip(album.looked, album.heat, strict=True)}
-    boxes = {v.looked.name: focus.box(heat[v.looked.name]) for v in kept}
-    template = options.caption or captions.TEMPLATES[concept.kind]
-    lines = [_sample(v, boxes[v.looked.name], captions.fill(template, concept)) for v in kept]
-    refused = [(r.name, r.code, r.detail, None) for r in found.refused]
-    refused += [(v.looked.name, v.code, v.detail, v.similarity) for v in aside]
-    tiles = _tiles(draft.path / "images", kept, aside, boxes)
-    fsops.write_bytes(draft.path / "contact.png", contact.sheet(concept.class_word, *tiles))
+        report(Outcome(concept, [], rejected))
+        raise Usage("no photo is left", why=f"all {len(rejected)} were set aside")
+    words = caption(kept, images, taken, options, concept)
+    heat = {entry.name: row for entry, row in zip(looked.looked, looked.heat, strict=True)}
+    samples = [_sample(v, words, focus.box(heat[v.looked.name]), taken) for v in kept]
+    remarks = taken.remarks + judgement.remarks + captions.doubts(words, concept.identifier)
+    outcome = Outcome(concept, samples, rejected, remarks + _notes(kept))
+    draw(folder, outcome, aside)
     for verdict in aside:
         if verdict.looked.picture:
-            fsops.remove(draft.path / "images" / verdict.looked.picture)
-    _write_lines(draft.path / "samples.jsonl", lines)
-    fields = ("file", "code", "detail", "similarity")
-    _write_lines(
-        draft.path / "rejected.jsonl", [dict(zip(fields, r, strict=True)) for r in refused]
-    )
-    fsops.write_json(draft.path / "concept.json", concept.to_dict())
-    report(kept, aside, found)
-    return draft.commit({"seconds": round(time.monotonic() - started, 3)})
+            fsops.remove(images / verdict.looked.picture)
+    _write_lines(folder / SAMPLES, samples)
+    _write_lines(folder / REJECTED, rejected)
+    fsops.write_json(folder / "concept.json", dataclasses.asdict(concept))
+    return outcome
 
 
-def _look(draft: Draft, folder: Path, found: walk.Found, options: Prep) -> Album:
+def look(folder: Path, taken: Intake, options: Prep) -> tuple[album.Album, Any]:
+    """Decode and encode every photo; (album, the encoder's calibration)."""
     seeing = Seeing(
         max_side=options.max_size,
         max_pixels=round(options.max_megapixels * 1e6),
@@ -141,96 +182,120 @@ def _look(draft: Draft, folder: Path, found: walk.Found, options: Prep) -> Album
         background=options.background,
         frames=options.frames,
     )
-    limits = Limits(options.timeout, int(options.memory * 2**30), options.workers or cores())
-    images = fsops.make_folder(draft.path / "images")
-    memory = fsops.make_folder(draft.path / CHECKPOINTS)
-    with console.progress(len(found.photos), "photos") as bar:
-        return look(
-            folder,
-            found.photos,
-            images,
-            memory,
-            seeing,
-            limits,
-            lambda: encoder.load(options.clip),
-            bar.advance,
+    lenient = dataclasses.replace(seeing, min_side=1, max_aspect=float("inf"))
+    jobs = [
+        album.Job(name, taken.found.paths[name], lenient if wanted else seeing)
+        for name in taken.found.photos
+        for wanted in [judge.matches(name, options.keep)]
+    ]
+    workers = options.workers or encoder.cores()
+    limits = album.Limits(options.timeout, int(options.memory * 2**30), workers)
+    memory = fsops.make_folder(folder / CHECKPOINTS)
+    with console.progress(len(jobs), "photos") as bar:
+        return album.look(
+            jobs, folder / IMAGES, memory, limits, lambda: encoder.load(options.clip), bar.advance
         )
 
 
-def closeness(album: Album, calibration: similarity.Calibration, kind: str) -> dict[str, float]:
-    """Similarity to the centre of the set, by name, of the photos that could be decoded."""
-    good = [i for i, entry in enumerate(album.looked) if not entry.code]
-    if kind == "style" or not good:
-        return {}
-    vectors = calibration.embed(album.features[good].astype(np.float32))
-    values = similarity.similarities(vectors, calibration)
-    return {album.looked[i].name: round(float(v), 4) for i, v in zip(good, values, strict=True)}
+def rules(options: Prep) -> judge.Rules:
+    return judge.Rules(
+        threshold=None if options.threshold == "auto" else float(options.threshold),
+        centred=options.kind == "subject",
+        copies=options.keep_duplicates,
+        blur=options.blur,
+        keep=options.keep,
+        drop=options.drop,
+    )
 
 
-def judge(album: Album, near: dict[str, float], options: Prep) -> list[Verdict]:
-    """A verdict for each photo."""
-    line = float(options.threshold) if options.threshold != "auto" else _auto(near)
-    low = {name for name, value in near.items() if value < line}
-    if len(low) > len(near) / 2:
-        console.warn(f"{len(low)} of {len(near)} photos differ from the rest: no centre, all kept")
-        low = set()
-    verdicts = []
-    for entry in album.looked:
-        value = near.get(entry.name)
-        code, detail = entry.code, entry.detail
-        if not code and entry.name in low:
-            code, detail = "similarity.low", f"{value:.2f}, under {line:.2f}"
-        if _matches(entry.name, options.drop):
-            code, detail = "user.drop", "asked for with --drop"
-        verdicts.append(Verdict(entry, value, code, detail))
-    return verdicts
+def caption(
+    kept: Sequence[Verdict], images: Path, taken: Intake, options: Prep, concept: Concept
+) -> dict[str, str]:
+    """Photo -> caption, for the photos that are kept."""
+    names = [v.looked.name for v in kept]
+    pictures = {v.looked.name: images / v.looked.picture for v in kept}
+    wording = captions.Wording(
+        template(options),
+        options.caption_missing,
+        options.caption_prefix,
+        options.caption_suffix,
+        captions.replacements(options.caption_replace),
+    )
+    describe = None
+    if options.captioner:
+        command = options.captioner
+
+        def describe(photos: Sequence[str]) -> dict[str, str]:
+            return captioner.describe(command, {photo: pictures[photo] for photo in photos})
+
+    concepts = {name: taken.concept(name, concept) for name in names}
+    return captions.compose(names, taken.captions, concepts, wording, describe)
 
 
-def _auto(near: dict[str, float]) -> float:
-    return similarity.relative_line(np.array(list(near.values()) or [1.0], np.float32))
+def draw(folder: Path, outcome: Outcome, aside: Sequence[Verdict]) -> None:
+    """The contact sheet."""
+    pictures = {v.looked.name: v.looked.picture for v in aside if v.looked.picture}
+    kept = [
+        contact.Tile(s["source"], folder / s["file"], s["similarity"], focus=tuple(s["focus"]))
+        for s in outcome.samples
+    ]
+    others = [
+        contact.Tile(
+            r["file"],
+            folder / IMAGES / pictures[r["file"]] if r["file"] in pictures else None,
+            r["similarity"],
+            r["code"],
+            r["detail"],
+        )
+        for r in outcome.rejected
+    ]
+    concept = outcome.concept
+    title = f"{concept.identifier} {concept.class_word}"
+    fsops.write_bytes(folder / "contact.png", contact.sheet(title, kept, others))
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    base = name.rsplit("/", 1)[-1]
-    return any(fnmatchcase(name, p) or fnmatchcase(base, p) for p in patterns)
+def report(outcome: Outcome) -> None:
+    """What was set aside and why, on stderr."""
+    rows = [(r["file"], r["code"], r["detail"]) for r in outcome.rejected]
+    if rows:
+        console.table("set aside (nothing is deleted):", ("file", "code", "why"), rows[:SHOWN])
+    if len(rows) > SHOWN:
+        console.say(f"… and {len(rows) - SHOWN} more, in {REJECTED}")
+    for remark in outcome.remarks:
+        console.warn(remark)
+    console.say(f"{len(outcome.samples)} photos kept, {len(rows)} set aside")
 
 
-def _sample(verdict: Verdict, box: focus.Box, caption: str) -> dict[str, Any]:
+def _notes(kept: Sequence[Verdict]) -> list[str]:
+    """Remarks about many photos at once."""
+    grey = sum("grey" in v.looked.notes for v in kept)
+    return [f"{grey} of {len(kept)} photos are grey"] if grey * 5 > len(kept) else []
+
+
+def _sample(
+    verdict: Verdict, words: dict[str, str], box: focus.Box, taken: Intake
+) -> dict[str, Any]:
     looked = verdict.looked
     sample = {
-        "file": f"images/{looked.picture}",
+        "file": f"{IMAGES}/{looked.picture}",
         "sha256": looked.sha256,
         "size": list(looked.size),
-        "caption": caption,
+        "caption": words[looked.name],
         "focus": list(box),
-        "weight": 1.0,
+        "weight": taken.weight(looked.name),
         "source": looked.name,
         "similarity": verdict.similarity,
     }
     return sample | ({"notes": looked.notes} if looked.notes else {})
 
 
-def _tiles(
-    images: Path, kept: list[Verdict], aside: list[Verdict], boxes: dict[str, focus.Box]
-) -> tuple[list[contact.Tile], list[contact.Tile]]:
-    def tile(v: Verdict) -> contact.Tile:
-        picture = images / v.looked.picture if v.looked.picture else None
-        box = boxes.get(v.looked.name)
-        return contact.Tile(v.looked.name, picture, v.similarity, v.code, v.detail, box)
-
-    return [tile(v) for v in kept], [tile(v) for v in aside]
+def _rejected(name: str, code: str, detail: str, similarity: float | None) -> dict[str, Any]:
+    return {"file": name, "code": code, "detail": detail, "similarity": similarity}
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    fsops.write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    fsops.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def report(kept: list[Verdict], aside: list[Verdict], found: walk.Found) -> None:
-    """What was set aside and why, on stderr."""
-    rows = [(r.name, r.code, r.detail) for r in found.refused]
-    rows += [(v.looked.name, v.code, v.detail) for v in aside]
-    if rows:
-        console.table("set aside (nothing was deleted):", ("file", "code", "why"), rows)
-    counts = Counter(code for _, code, _ in rows)
-    words = ", ".join(f"{n} {code}" for code, n in counts.most_common())
-    console.say(f"{len(kept)} photos kept" + (f", {len(rows)} set aside: {words}" if rows else ""))
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
