@@ -42,8 +42,8 @@ def save(
     fsops.write_safetensors(path, tensors)
     fsops.write_json(path.with_suffix(".json"), {"step": step, "sha256": fsops.hash_file(path)})
     for old in _notes(folder)[:-KEEP]:
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
-        old.unlink()
+        fsops.remove_tree(old.with_suffix(".safetensors"))
+        fsops.remove_tree(old)
 
 
 def latest(folder: Path) -> Path | None:

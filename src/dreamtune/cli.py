@@ -15,16 +15,17 @@ from . import __version__, console, plugins
 from .errors import UserError
 
 ISSUES = "run it again with DREAMTUNE_DEBUG=1 to see where, and please report that"
+COMPLETE = "_DREAMTUNE_COMPLETE"  # set by the shell
 ORDER = ("prep", "train", "sample")  # the main road first in --help
 
 
-def build() -> typer.Typer:
+def build(completion: bool = False) -> typer.Typer:
     """The app with every command that commands/ holds."""
     app = typer.Typer(
         name="dreamtune",
         help="Put your own concept into a diffusion model.",
         epilog="Start with: dreamtune prep FOLDER; dreamtune train; dreamtune sample PROMPT",
-        add_completion=True,
+        add_completion=completion,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -61,14 +62,14 @@ def _globals(
 def main(args: list[str] | None = None) -> None:
     """Entry point of the console script: runs a command and exits with its code."""
     args = sys.argv[1:] if args is None else args
-    code = run(args or ["--help"])
-    sys.exit(code)
+    sys.exit(run(args or ["--help"]))
 
 
 def run(args: list[str]) -> int:
     """Run a command line; the exit code. Whatever goes wrong is one line on stderr."""
     try:
-        code = build()(args, prog_name="dreamtune", standalone_mode=False)
+        completion = args[0].startswith("-") or COMPLETE in os.environ  # it is slow to load
+        code = build(completion)(args, prog_name="dreamtune", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UserError as e:
         return _fail(e.code, str(e), args)

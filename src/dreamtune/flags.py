@@ -38,12 +38,16 @@ def command_signature(
     and --set come by themselves.
     """
     tables = {schema.__name__.lower(): schema for schema in schemas}
-    settings = _settings([*schemas, *(recipe.method_options().values() if method else ())])
-    aliases = {name: key for key, (f, _) in settings.items() for name in f.metadata["alias"]}
-    made = [_flag(field, hint) for field, hint in settings.values()]
+    settings = _settings(dict.fromkeys(schemas, ""))
+    if method:
+        theirs = _settings({o: f"{name}: " for name, o in recipe.method_options().items()})
+        assert not settings.keys() & theirs.keys(), settings.keys() & theirs.keys()
+        settings |= theirs
+    aliases = {alias: key for key, s in settings.items() for alias in s.field.metadata["alias"]}
+    made = [_flag(setting) for setting in settings.values()]
     made += [_parameter("method", _METHOD)] if method else []
     made += [_parameter("recipe_file", _RECIPE), _parameter("sets", _SET, list[str])]
-    made += [_alias(name, *settings[key]) for name, key in aliases.items()]
+    made += [_alias(name, settings[key]) for name, key in aliases.items()]
 
     @functools.wraps(func)
     def command(**given: Any) -> None:
@@ -52,7 +56,7 @@ def command_signature(
         for name, key in aliases.items():
             if (value := values.pop(_identifier(name))) is not None:
                 if values[key] is not None:
-                    raise Usage(f"{name} is the same as {recipe.flag_name(settings[key][0])}")
+                    raise Usage(f"{name} is the same as {recipe.flag_name(settings[key].field)}")
                 values[key] = value
         settled = recipe.resolve_all(tables, method=method, file=file, flags=values, sets=sets)
         func(**given, **settled)
@@ -62,29 +66,37 @@ def command_signature(
     return command
 
 
-_Setting = tuple[dataclasses.Field[Any], Any]  # the field, its type
+@dataclasses.dataclass
+class _Setting:
+    field: dataclasses.Field[Any]
+    hint: Any  # its type
+    owner: str  # "lora: ", or nothing for what every method has
 
 
-def _settings(schemas: list[type]) -> dict[str, _Setting]:
+def _settings(schemas: dict[type, str]) -> dict[str, _Setting]:
     """Every field that has a flag; what two methods share must have one type."""
     found: dict[str, _Setting] = {}
-    for schema in schemas:
+    for schema, owner in schemas.items():
         hints = typing.get_type_hints(schema)
         for field in dataclasses.fields(schema):
             if field.metadata["flag"] is None:
                 continue
-            hint = hints[field.name]
-            assert found.setdefault(field.name, (field, hint))[1] == hint, field.name
+            new = _Setting(field, hints[field.name], owner)
+            old = found.setdefault(field.name, new)
+            assert old.hint == new.hint, f"{field.name} is {old.hint} and {new.hint}"
+            if old is not new:
+                old.owner = old.owner.replace(": ", ", ") + owner
     return found
 
 
-def _flag(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+def _flag(setting: _Setting) -> inspect.Parameter:
     """The flag of one setting; unset is None, so that a recipe or the default holds."""
-    kind, item = recipe.kind_of(hint)
+    field = setting.field
+    kind, item = recipe.kind_of(setting.hint)
     name, short = recipe.flag_name(field), field.metadata["short"]
     names = [name, *([short] if short else [])]
     choices = field.metadata.get("choices")
-    text = field.metadata["help"] + _default(field.default)
+    text = setting.owner + field.metadata["help"] + _default(field.default)
     metavar = "|".join(map(str, choices)) if choices else _METAVARS.get(item or kind)
     if kind is bool:
         names[0] += name.replace("--", "/--no-", 1)
@@ -93,9 +105,9 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     return _parameter(field.name, option, list[str] if item else str)
 
 
-def _alias(name: str, field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+def _alias(name: str, setting: _Setting) -> inspect.Parameter:
     """A name that other trainers use for the same flag; it works and is not shown."""
-    kind, item = recipe.kind_of(hint)
+    kind, item = recipe.kind_of(setting.hint)
     type_ = bool if kind is bool else list[str] if item else str
     return _parameter(_identifier(name), typer.Option(name, hidden=True), type_)
 

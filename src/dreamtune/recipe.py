@@ -269,7 +269,7 @@ def _range(rules: Mapping[str, Any], before: str = "") -> str:
     """The range in words: "at least 1 and at most 1024"."""
     words = {"low": "at least", "above": "above", "high": "at most", "below": "below"}
     words["multiple"] = "a multiple of"
-    text = " and ".join(f"{w} {rules[k]:g}" for k, w in words.items() if k in rules)
+    text = " and ".join(f"{w} {rules[k]:,}" for k, w in words.items() if k in rules)
     return before + text if text else ""
 
 
@@ -288,7 +288,10 @@ def flag_name(field: dataclasses.Field[Any]) -> str:
 
 def _hint(word: str, known: typing.Iterable[str]) -> str:
     known = sorted(known)
-    return suggest(word, known) or f"known: {', '.join(known) or 'none'}"
+    listed = ", ".join(known) or "none"
+    return suggest(word, known) or (
+        f"known: {listed}" if len(listed) < 200 else "`dreamtune recipe dump` lists all"
+    )
 
 
 def _list(words: typing.Iterable[str], last: str = "or") -> str:
