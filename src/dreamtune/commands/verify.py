@@ -42,7 +42,7 @@ def run(
     if damaged:
         raise Damaged(f"{len(damaged)} of {len(report)} artifacts are damaged")
     how = "every byte" if deep else "presence and sizes; --deep reads every byte"
-    console.say(f"{len(report)} artifacts are sound ({how})")
+    console.say(f"{len(report)} of {len(report)} artifacts are sound ({how})")
 
 
 def _document(report: dict[Path, list[str]]) -> list[dict[str, Any]]:
