@@ -109,7 +109,7 @@ def test_every_problem_is_told_at_once_with_the_near_miss(write: Any) -> None:
             "train.learing_rate: unknown key, did you mean 'learning_rate'?",
             "train.steps = 0: must be at least 1",
             'train.precision = "fp33": must be fp32 or bf16',
-            'method.rank = "high": must be a whole number, at least 1 and at most 1024',
+            'method.rank = "high": must be a whole number, at least 1 and at most 1,024',
             "--resolution 500: must be at least 64 and a multiple of 8",
             "--vectors belongs to method embedding, not lora",
             "--set train.dropout=1: must be at least 0 and below 1",
