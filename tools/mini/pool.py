@@ -2,17 +2,17 @@
 alone.
 
     python -m tools.mini.pool --work DIR --setting cpu64
- A shard is a .safetensors file of latents (N, 16, h, w) fp16, scaled, and a .json of the pictures
-it holds. A shard is a pure function of its number; a pool can grow while the UNet trains on what is
-there.
+
+A shard is a .safetensors file of latents (N, 16, h, w) fp16, scaled, and of the tokens of VARIANTS
+captions for each, (N, VARIANTS, 32) int16. A shard is a pure function of its number; a pool can
+grow while the UNet trains on what is there.
 """
 
 import argparse
-import json
 import random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,17 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from tools.mini.artwork import Concept, load_concepts, load_masters
 from tools.mini.compose import compose, random_picture
-from tools.mini.nouns import UNCLEAR
+from tools.mini.nouns import CLEAR
 from tools.mini.settings import SETTINGS, Settings
-from tools.mini.words import Background, Picture
+from tools.mini.words import Picture, caption
 
 SHARD = 2048
+VARIANTS = 2  # captions for each picture
+CATEGORY_ONLY = 0.15
 
 
 def drawn_concepts(work: Path, setting: Settings) -> list[Concept]:
@@ -41,7 +44,7 @@ def drawn_concepts(work: Path, setting: Settings) -> list[Concept]:
         for concept in load_concepts(work)
         if not concept.held_out
         and all(f"{style}/{concept.code}" in masters for style in setting.styles)
-        and not (setting.drawn == "clear" and concept.names[0] in UNCLEAR)
+        and (setting.drawn == "all" or concept.names[0] in CLEAR)
     ]
 
 
@@ -58,6 +61,25 @@ def composites(
     ), pictures
 
 
+def caption_ids(
+    pictures: list[Picture], concepts: dict[str, Concept], tokens: CLIPTokenizer, seed: int
+) -> Tensor:
+    """(N, VARIANTS, 32) int16; CATEGORY_ONLY of the captions name the kind of thing alone."""
+    rng, texts = random.Random(seed), []
+    for picture in pictures:
+        for _ in range(VARIANTS):
+            by_category = rng.random() < CATEGORY_ONLY
+            things = [concepts[code] for code in picture.codes]
+            nouns = [thing.category if by_category else noun(thing, rng) for thing in things]
+            texts.append(caption(picture, nouns, rng))
+    ids = tokens(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return ids.to(torch.int16).view(len(pictures), VARIANTS, -1)
+
+
+def noun(concept: Concept, rng: random.Random) -> str:
+    return concept.names[0] if rng.random() < 0.7 else rng.choice(concept.names)
+
+
 def encode(vae: AutoencoderKL, pixels: np.ndarray, batch: int = 128) -> Tensor:
     """(N, H, W, 3) uint8 -> scaled posterior means (N, 16, H/8, W/8) fp16."""
     rows = []
@@ -68,49 +90,57 @@ def encode(vae: AutoencoderKL, pixels: np.ndarray, batch: int = 128) -> Tensor:
     return torch.cat(rows).contiguous()
 
 
+def draw_shard(work: Path, setting: Settings, number: int) -> tuple[np.ndarray, Tensor]:
+    """Pixels (SHARD, H, W, 3) uint8 and caption tokens of one shard."""
+    pixels, pictures = composites(work, setting, number, SHARD)
+    concepts = {concept.code: concept for concept in load_concepts(work)}
+    return pixels, caption_ids(pictures, concepts, _tokens(work), number)
+
+
 @torch.inference_mode()
-def fill(work: Path, setting_name: str, vae_folder: Path, device: str, workers: int) -> None:
+def fill(work: Path, setting_name: str, device: str, workers: int) -> None:
     """Add the shards that are missing."""
     setting, folder = SETTINGS[setting_name], work / f"pool-{setting_name}"
     folder.mkdir(parents=True, exist_ok=True)
-    # bf16 with channels last encodes 3.4 times as fast as fp32 on a CPU with AMX; the error is far
-    # below the KL noise.
-    vae = AutoencoderKL.from_pretrained(vae_folder).to(device, torch.bfloat16)
+    # bf16 with channels last encodes 3.4 times as fast as fp32 on a CPU with AMX; its error is far
+    # below the posterior's own noise.
+    vae = AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.bfloat16).to(device)
     vae = vae.to(memory_format=torch.channels_last)
-    numbers = [n for n in range(setting.pool // SHARD) if not (folder / f"{n:04d}.json").exists()]
-    draw = partial(composites, work, setting, count=SHARD)
-    with ProcessPoolExecutor(workers) as executor:
-        for number, (pixels, pictures) in zip(numbers, executor.map(draw, numbers), strict=True):
-            save_file({"latents": encode(vae, pixels)}, folder / f"{number:04d}.safetensors")
-            (folder / f"{number:04d}.json").write_text(json.dumps([asdict(p) for p in pictures]))
-            print(f"shard {number} of {setting.pool // SHARD}", flush=True)
+    paths = [folder / f"{number:04d}.safetensors" for number in range(setting.pool // SHARD)]
+    numbers = [number for number, path in enumerate(paths) if not path.exists()]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        drawn = executor.map(partial(draw_shard, work, setting), numbers)
+        for number, (pixels, ids) in zip(numbers, drawn, strict=True):
+            save_file({"latents": encode(vae, pixels), "ids": ids}, paths[number])
+            print(f"shard {number} of {len(paths)}", flush=True)
 
 
 class Pool:
-    """Shards in memory; `refresh` takes in those written since."""
+    """Shards in the memory of a device; `refresh` takes in those written since."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.latents: list[Tensor] = []
-        self.pictures: list[Picture] = []
+    def __init__(self, folder: Path, device: str) -> None:
+        self.folder, self.device = folder, device
+        self.seen: list[Path] = []
+        self.latents = self.ids = torch.empty(0)
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.latents)
 
     def refresh(self) -> None:
-        for path in sorted(self.folder.glob("*.json"))[len(self.latents) :]:
-            self.latents.append(load_file(path.with_suffix(".safetensors"))["latents"])
-            self.pictures += [_picture(row) for row in json.loads(path.read_text())]
+        new = [path for path in sorted(self.folder.glob("*.safetensors")) if path not in self.seen]
+        if not new:
+            return
+        shards = [load_file(path, self.device) for path in new]
+        had = len(self.seen) > 0
+        self.latents = torch.cat([self.latents] * had + [shard["latents"] for shard in shards])
+        self.ids = torch.cat([self.ids] * had + [shard["ids"] for shard in shards])
+        self.seen += new
 
-    def take(self, indices: Tensor) -> Tensor:
-        """(B,) -> (B, 16, h, w) fp32."""
-        rows = [self.latents[i // SHARD][i % SHARD] for i in indices.tolist()]
-        return torch.stack(rows).float()
 
-
-def _picture(row: dict) -> Picture:
-    return Picture(row["style"], tuple(row["codes"]), row["where"], Background(**row["background"]))
+@cache
+def _tokens(work: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(work / "tokenizer")
 
 
 @cache
@@ -122,8 +152,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("tools/mini/work"))
     parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
-    parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    fill(options.work, options.setting, options.vae, options.device, options.workers)
+    fill(options.work, options.setting, options.device, options.workers)

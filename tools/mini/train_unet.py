@@ -1,7 +1,8 @@
 """The UNet of `mini`: latents of the pool, states of the frozen text tower, v-prediction.
 
     python -m tools.mini.train_unet --work DIR --setting cpu64 --minutes 100
- The learning rate follows the minutes trained, not a number of steps, since the machine may be
+
+The learning rate follows the minutes trained, not a number of steps, since the machine may be
 shared. `touch DIR/PAUSE` halts the loop between two steps and removing it goes on; the time in
 between does not count. A run continues from its last checkpoint.
 """
@@ -9,7 +10,6 @@ between does not count. A run continues from its last checkpoint.
 import argparse
 import copy
 import math
-import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,16 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tools.mini.artwork import load_concepts
-from tools.mini.pool import Pool
+from tools.mini.pool import VARIANTS, Pool
 from tools.mini.settings import LATENT_CHANNELS, SETTINGS, TEXT_WIDTH, Settings
-from tools.mini.words import caption
 
 WARM_UP = 200  # steps
 EMA_DECAY = 0.999
 GAMMA = 5.0
-EMPTY, CATEGORY_ONLY = 0.1, 0.15
-VARIANTS = 2  # captions kept for each picture of the pool
+EMPTY = 0.1  # share of empty captions, for classifier-free guidance
 SAVE_EVERY = 300  # seconds
 
 
@@ -68,46 +65,36 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-class Captions:
-    """Text states of the pool's captions, computed when first asked for and kept.
+class TextStates:
+    """States of the frozen text tower for captions of the pool; row -1 is the empty caption.
 
-    Every picture has VARIANTS captions, fixed by its number. Index -1 stands for the empty caption.
+    On a CPU a state is computed when first asked for and kept; a GPU is faster without.
     """
 
     def __init__(self, work: Path, pool: Pool, device: str) -> None:
-        self.pool, self.device = pool, device
-        self.tokens = CLIPTokenizer.from_pretrained(work / "tokenizer")
-        self.tower = CLIPTextModel.from_pretrained(work / "text_encoder").to(device).eval()
-        self.concepts = {concept.code: concept for concept in load_concepts(work)}
-        self.states: dict[tuple[int, int], Tensor] = {}
+        self.pool, self.keep = pool, device == "cpu"
+        tokens = CLIPTokenizer.from_pretrained(work / "tokenizer")
+        self.empty = tokens("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
+        self.tower = CLIPTextModel.from_pretrained(work / "text_encoder", dtype=torch.float32)
+        self.tower = self.tower.to(device).eval()
+        self.kept: dict[int, Tensor] = {}
 
-    def take(self, keys: list[tuple[int, int]]) -> Tensor:
-        """(index, variant) pairs -> (B, 32, 256)."""
-        missing = [key for key in dict.fromkeys(keys) if key not in self.states]
+    def take(self, rows: Tensor) -> Tensor:
+        """(B,) row numbers of the flattened (N * VARIANTS) captions -> (B, 32, 256)."""
+        if not self.keep:
+            return self.encode(rows)
+        missing = [row for row in set(rows.tolist()) if row not in self.kept]
         if missing:
-            states = self.encode([self.text(*key) for key in missing]).bfloat16().cpu()
-            self.states.update(zip(missing, states, strict=True))
-        return torch.stack([self.states[key] for key in keys])
+            states = self.encode(torch.tensor(missing)).bfloat16()
+            self.kept.update(zip(missing, states, strict=True))
+        return torch.stack([self.kept[row] for row in rows.tolist()]).float()
 
-    @torch.inference_mode()
-    def encode(self, texts: list[str]) -> Tensor:
-        ids = self.tokens(
-            texts, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        return self.tower(ids.to(self.device)).last_hidden_state
-
-    def text(self, index: int, variant: int) -> str:
-        if index < 0:
-            return ""
-        rng = random.Random(index * VARIANTS + variant)
-        picture = self.pool.pictures[index]
-        by_category = rng.random() < CATEGORY_ONLY
-        nouns = []
-        for code in picture.codes:
-            concept = self.concepts[code]
-            plain = concept.names[0] if rng.random() < 0.7 else rng.choice(concept.names)
-            nouns.append(concept.category if by_category else plain)
-        return caption(picture, nouns, rng)
+    @torch.no_grad()
+    def encode(self, rows: Tensor) -> Tensor:
+        ids = self.pool.ids.flatten(0, 1)[rows.clamp(min=0)].long()
+        ids = torch.where(rows[:, None] < 0, self.empty, ids)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+            return self.tower(ids).last_hidden_state
 
 
 @dataclass
@@ -126,6 +113,8 @@ class Trainer:
             # bf16 scaled-dot-product attention is several times slower on a CPU than its three
             # plain products.
             self.unet.set_attn_processor(AttnProcessor())
+        # Small kernels dominate on a GPU; on a CPU the warm-up takes minutes.
+        self.model = torch.compile(self.unet) if device == "cuda" else self.unet
         self.ema = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), setting.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
@@ -145,7 +134,7 @@ class Trainer:
         xt = a.sqrt() * x0 + (1 - a).sqrt() * eps
         v = a.sqrt() * eps - (1 - a).sqrt() * x0
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            predicted = self.unet(xt.contiguous(memory_format=torch.channels_last), t, text).sample
+            predicted = self.model(xt.contiguous(memory_format=torch.channels_last), t, text).sample
         snr = (a / (1 - a)).flatten()
         weight = (snr.clamp(max=GAMMA) + 1) / (snr + 1)
         return (weight * F.mse_loss(predicted.float(), v, reduction="none").mean((1, 2, 3))).mean()
@@ -189,44 +178,44 @@ def learning_rate(setting: Settings, progress: Progress, minutes: float) -> floa
 
 
 def steps(
-    trainer: Trainer, pool: Pool, captions: Captions, work: Path, minutes: float
-) -> Iterator[float]:
+    trainer: Trainer, pool: Pool, states: TextStates, work: Path, minutes: float
+) -> Iterator[Tensor]:
     """Train until the minutes are used up; yields the loss of every step."""
     batch = trainer.setting.batch
-    rng = random.Random(trainer.progress.step)
     torch.manual_seed(trainer.progress.step)
     while trainer.progress.seconds < 60 * minutes:
         while (work / "PAUSE").exists():
             time.sleep(1)
         started = time.monotonic()
-        chosen = torch.tensor([rng.randrange(len(pool)) for _ in range(batch)])
-        keys = [
-            (-1, 0) if rng.random() < EMPTY else (index, rng.randrange(VARIANTS))
-            for index in chosen.tolist()
-        ]
-        text = captions.take(keys).to(trainer.device).float()
-        loss = trainer.loss(pool.take(chosen).to(trainer.device), text)
+        chosen = torch.randint(len(pool), (batch,), device=pool.device)
+        rows = chosen * VARIANTS + torch.randint(VARIANTS, (batch,), device=pool.device)
+        rows[torch.rand(batch, device=pool.device) < EMPTY] = -1
+        loss = trainer.loss(pool.latents[chosen].float(), states.take(rows))
         trainer.update(loss, learning_rate(trainer.setting, trainer.progress, minutes))
         trainer.progress.seconds += time.monotonic() - started
-        yield loss.item()
+        yield loss.detach()
 
 
-def train(work: Path, setting_name: str, minutes: float, device: str) -> None:
+def train(
+    work: Path, setting_name: str, minutes: float, device: str, stop_after: float = math.inf
+) -> None:
+    """minutes: of the whole training. stop_after: seconds of this process."""
+    begun = time.monotonic()
     checkpoint = work / f"unet-{setting_name}.pt"
     trainer = Trainer(SETTINGS[setting_name], device)
     if checkpoint.exists():
         trainer.load(checkpoint)
-    pool = Pool(work / f"pool-{setting_name}")
-    captions = Captions(work, pool, device)
-    losses: list[float] = []
+    pool = Pool(work / f"pool-{setting_name}", device)
+    states = TextStates(work, pool, device)
+    losses: list[Tensor] = []
     saved = time.monotonic()
-    for loss in steps(trainer, pool, captions, work, minutes):
+    for loss in steps(trainer, pool, states, work, minutes):
         losses.append(loss)
         # once in a while: say how it goes
         if trainer.progress.step % 25 == 0:
             at = trainer.progress
             samples = at.step * trainer.setting.batch
-            mean = sum(losses) / len(losses)
+            mean = torch.stack(losses).mean().item()
             speed = f"samples/s {samples / at.seconds:.1f} minutes {at.seconds / 60:.1f}"
             print(f"{at.step} loss {mean:.4f} {speed}", flush=True)
             losses.clear()
@@ -235,6 +224,8 @@ def train(work: Path, setting_name: str, minutes: float, device: str) -> None:
             trainer.save(checkpoint)
             pool.refresh()
             saved = time.monotonic()
+        if time.monotonic() - begun > stop_after:
+            break
     trainer.save(checkpoint)
 
 
@@ -244,5 +235,6 @@ if __name__ == "__main__":
     parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
     parser.add_argument("--minutes", type=float, default=240)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--stop-after", type=float, default=math.inf, help="seconds")
     options = parser.parse_args()
-    train(options.work, options.setting, options.minutes, options.device)
+    train(options.work, options.setting, options.minutes, options.device, options.stop_after)
