@@ -71,7 +71,7 @@ class Prep:
     drop: tuple[str, ...] = option((), help="Set this file aside; * matches.")
     keep_duplicates: bool = option(False, help="Keep copies and near-copies too.")
     blur: float = option(
-        0.08, low=0, high=1, help="Sharpness below which a photo is set aside; 0 turns it off."
+        0.09, low=0, high=1, help="Sharpness below which a photo is set aside; 0 turns it off."
     )
     caption: str | None = option(
         None,

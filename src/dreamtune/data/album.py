@@ -11,7 +11,7 @@ import dataclasses
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,8 +58,13 @@ class Looked:
     def from_dict(cls, facts: dict[str, object]) -> Looked:
         looked = cls(**facts)  # type: ignore[arg-type]
         looked.quality = Quality(**facts["quality"])  # type: ignore[arg-type]
-        looked.size, looked.original = tuple(looked.size), tuple(looked.original)
+        looked.size, looked.original = _pair(looked.size), _pair(looked.original)
         return looked
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = values
+    return first, second
 
 
 @dataclass
@@ -123,7 +128,7 @@ def _file(memory: Path, number: int) -> Path:
     return memory / f"{number:06d}.safetensors"
 
 
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+def ahead(items: Generator[T], count: int) -> Generator[T]:
     """The same items, produced by a thread that is at most `count` of them ahead."""
     box: queue.Queue[tuple[str, object]] = queue.Queue(count)
     stopped = threading.Event()
@@ -144,7 +149,7 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
         except BaseException as e:
             put("error", e)
         finally:
-            items.close()  # type: ignore[attr-defined]
+            items.close()
 
     thread = threading.Thread(target=pump, daemon=True)
     thread.start()

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ def run(
     workers: int,
     seconds: float,
     memory: int,
-) -> Iterator[tuple[Job, Result | Rejected]]:
+) -> Generator[tuple[Job, Result | Rejected]]:
     """`work(job)` for each job, in order. `work` must be importable; jobs and results pickle.
 
     seconds: wall-clock time for one job; memory: bytes a worker may allocate beyond its start.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
@@ -235,7 +236,7 @@ def to_srgb(image: Image.Image, background: str, notes: list[str]) -> tuple[Imag
     converted = _apply_profile(image, icc, notes)
     same = same and converted is image
     rgb = converted.convert("RGB")
-    if alpha is not None and alpha.getextrema()[0] < 255:
+    if alpha is not None and np.asarray(alpha).min() < 255:
         ground = Image.new("RGB", rgb.size, BACKGROUNDS[background])
         rgb = Image.composite(rgb, ground, alpha)
         notes.append(f"transparency filled with {background}")
@@ -271,7 +272,7 @@ def _apply_profile(image: Image.Image, icc: bytes | None, notes: list[str]) -> I
 
 
 def _convert(
-    image: Image.Image, profile: ImageCms.ImageCmsProfile, notes: list[str], name: str
+    image: Image.Image, profile: Any, notes: list[str], name: str
 ) -> Image.Image:
     try:
         srgb = ImageCms.createProfile("sRGB")

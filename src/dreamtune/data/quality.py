@@ -13,7 +13,7 @@ from PIL import Image
 
 GREY_SIDE = 256  # long side of the picture that sharpness is measured on
 TILE = 32
-HASH_SIDE = 8
+DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, across)
 
 
 @dataclass(frozen=True)
@@ -43,33 +43,39 @@ def measure(image: Image.Image) -> Quality:
 
 
 def sharpness(grey: NDArray[np.float32]) -> float:
-    """How much of the local contrast is left at the finest scale, in the sharpest tiles.
+    """How much of the local contrast is left at the finest scale, in the busiest tiles.
 
     A photo with a sharp subject before a soft background is sharp, hence tiles; a dull subject
     can be sharp, hence a ratio: the energy of differences between neighbours over that of
-    differences at four pixels' distance. White noise gives 1, a smooth ramp 1/16, a blur of
-    several pixels about the same.
+    differences at four pixels' distance. A shaken camera blurs one direction, hence the least of
+    four. White noise gives 1, a smooth ramp 1/16, a blur of several pixels about the same.
     """
-    fine, coarse = _energy(grey, 1), _energy(grey, 4)
+    return min(_sharpness(grey, down, across) for down, across in DIRECTIONS)
+
+
+def _sharpness(grey: NDArray[np.float32], down: int, across: int) -> float:
+    """The ratio in one direction."""
+    fine, coarse = _energy(grey, down, across), _energy(grey, 4 * down, 4 * across)
     textured = coarse > 4.0  # tiles of sky and wall have nothing to be sharp about
     if not textured.any():
         return 0.0
-    ratio = fine[textured] / coarse[textured]
-    weight = coarse[textured]
-    best = np.argsort(-weight)[: max(4, len(weight) // 4)]
-    return float(np.median(ratio[best]))
+    fine, coarse = fine[textured], coarse[textured]
+    busiest = np.argsort(-coarse)[: max(4, len(coarse) // 4)]
+    return float(np.median(fine[busiest] / coarse[busiest]))
 
 
-def _energy(grey: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-    """Mean squared difference over `step` pixels in both directions, by tile."""
-    height, width = (n - 4 for n in grey.shape)
-    across = (grey[:height, step : step + width] - grey[:height, :width]) ** 2
-    down = (grey[step : step + height, :width] - grey[:height, :width]) ** 2
+def _energy(grey: NDArray[np.float32], down: int, across: int) -> NDArray[np.float32]:
+    """Mean squared difference to the pixel that is (down, across) away, by tile."""
+    height, width = max(grey.shape[0] - 4, 1), max(grey.shape[1] - 4, 1)
+    left = 4 if across < 0 else 0
+    here = grey[:height, left : left + width]
+    there = grey[down : down + height, left + across : left + across + width]
+    squares = (there - here) ** 2
     rows, columns = max(height // TILE, 1), max(width // TILE, 1)
-    both = (across + down)[: rows * TILE, : columns * TILE]
-    high, wide = both.shape[0] // rows, both.shape[1] // columns
-    tiles = both[: rows * high, : columns * wide].reshape(rows, high, columns, wide)
-    return tiles.mean(axis=(1, 3)).ravel()
+    high, wide = height // rows, width // columns
+    tiles = squares[: rows * high, : columns * wide].reshape(rows, high, columns, wide)
+    means: NDArray[np.float32] = tiles.mean(axis=(1, 3)).ravel()
+    return means
 
 
 def fingerprint(image: Image.Image) -> NDArray[np.uint8]:
