@@ -50,8 +50,7 @@ def pictures(
     for start in range(0, len(seeds), batch):
         some = seeds[start : start + batch]
         arrays = pipeline(
-            **arguments,
-            num_images_per_prompt=len(some),
+            **{name: states.repeat_interleave(len(some), 0) for name, states in arguments.items()},
             num_inference_steps=look.steps,
             guidance_scale=look.guidance,
             width=width,

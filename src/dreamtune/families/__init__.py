@@ -35,6 +35,7 @@ class Family(Protocol):
     base: str  # as the user named it
     pipelines: tuple[str, ...]  # diffusers pipeline classes that are this family
     spec: str  # what metadata of adapters calls it, a key of formats.modelspec.BASES
+    sampler: str  # A1111's name of what `scheduler` does
     lora_layout: str  # a key of formats.kohya.LAYOUTS
     denoiser_name: str  # "unet" or "transformer", its folder in the diffusers layout
     denoiser: nn.Module

@@ -47,7 +47,7 @@ def clip(name: str, width: int, seed: int, projection: bool = False) -> TextStac
     return TextStack(name, words, encoder.eval().requires_grad_(False), LENGTH)
 
 
-def autoencoder(channels: int, seed: int) -> AutoencoderKL:
+def autoencoder(channels: int, seed: int, shift: float | None = None) -> AutoencoderKL:
     """An 8x autoencoder with `channels` latent channels."""
     return seeded(
         seed,
@@ -61,6 +61,7 @@ def autoencoder(channels: int, seed: int) -> AutoencoderKL:
             mid_block_add_attention=False,
             sample_size=64,
             scaling_factor=0.5,
+            shift_factor=shift,
         ),
     )
 

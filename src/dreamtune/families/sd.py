@@ -25,6 +25,7 @@ class Family:
 
     name = lora_layout = "sd"
     pipelines: tuple[str, ...] = ("StableDiffusionPipeline",)
+    sampler = "DDIM"
     denoiser_name = "unet"
     lora_targets = _unet.LORA_TARGETS
 

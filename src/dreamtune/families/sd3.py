@@ -34,6 +34,7 @@ class Family:
     name = lora_layout = "sd3"
     spec = "sd3-medium"
     pipelines: tuple[str, ...] = ("StableDiffusion3Pipeline",)
+    sampler = "Euler"
     denoiser_name = "transformer"
     lora_targets: ClassVar = {"attention": _ATTENTION, "attention+mlp": [*_ATTENTION, *_MLP]}
 
@@ -90,7 +91,7 @@ class Family:
             ),
         )
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-        return cls("tiny:sd3", transformer, _tiny.autoencoder(16, seed=4), text, scheduler)
+        return cls("tiny:sd3", transformer, _tiny.autoencoder(16, seed=4, shift=0.1), text, scheduler)
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior (mean, std) of pixels (B, 3, H, W) in [-1, 1], scaled; each (B, C, h, w)."""

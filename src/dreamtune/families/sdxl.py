@@ -26,6 +26,7 @@ class Family:
     name = lora_layout = "sdxl"
     spec = "sdxl"
     pipelines: tuple[str, ...] = ("StableDiffusionXLPipeline",)
+    sampler = "DDIM"
     denoiser_name = "unet"
     lora_targets = _unet.LORA_TARGETS
 

@@ -48,7 +48,7 @@ BASES = {
     "sd35-large": Base(
         "stable-diffusion-v3.5-large", "5-large", implementation=SGM, network="networks.lora_sd3"
     ),
-    "mini": Base("dreamtune-mini", "dreamtune_mini", "epsilon"),
+    "mini": Base("dreamtune-mini", "dreamtune_mini", "v"),
 }
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dreamtune.families import Family
+    from dreamtune.sampling import Look
 
 VERSION = 1  # of what a samples artifact holds and how it is made
 IDENTIFIER = re.compile(r"\[[A-Za-z0-9_-]+\]")
@@ -234,7 +235,7 @@ def _fill(ask: Run, draft: Draft) -> None:
             images = pictures(family, prompt, seeds, look, sample.batch)
             for seed, image in zip(seeds, images, strict=True):
                 file = f"{i:03d}-{seed}.png"
-                facts = _facts(ask, prompt, seed, look, image)
+                facts = _facts(ask, prompt, seed, look, image, family.sampler)
                 fsops.write_bytes(draft.path / file, _png(image, facts))
                 lines.append({"file": file, "prompt": prompt, "seed": seed, **facts["exact"]})
                 row.append(image)
@@ -282,14 +283,16 @@ def _size(asked: str | None, family: Family) -> tuple[int, int]:
 # Files.
 
 
-def _facts(ask: Run, prompt: str, seed: int, look: Any, image: Image.Image) -> dict[str, Any]:
+def _facts(
+    ask: Run, prompt: str, seed: int, look: Look, image: Image.Image, sampler: str
+) -> dict[str, Any]:
     """What a picture says of itself: A1111's text, and exactly, for making it again."""
     from dreamtune.formats import infotext
 
     sample = ask.sample
     shown = {
         "Steps": sample.steps,
-        "Sampler": "DDIM",
+        "Sampler": sampler,
         "CFG scale": sample.guidance,
         "Seed": seed,
         "Size": f"{image.width}x{image.height}",

@@ -1,0 +1,35 @@
+# Each target sets itself up: Python 3.11 or later, make and a package index are all it takes.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := demo
+PHOTOS := src/dreamtune/assets/photos/raccoon
+PEER ?=
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)  ## the whole job on bundled pictures; ends with the path of a grid
+	$(BIN)/dreamtune prep $(PHOTOS) --recipe demo --store $(DEMO)/artifacts
+	$(BIN)/dreamtune train --recipe demo --store $(DEMO)/artifacts
+	$(BIN)/dreamtune sample --prompt-file recipes/demo.txt --recipe demo \
+		--store $(DEMO)/artifacts --out $(DEMO)/grid.png --force
+
+test: lint  ## every test, in two processes
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## ours beside the diffusers script: make bench PEER=<diffusers/examples>
+	$(BIN)/python -m bench.train $(if $(PEER),--peer $(PEER))
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv $(DEMO)

@@ -1,0 +1,149 @@
+"""Killed anywhere and resumed, a run ends in the bytes of one that was never touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dreamtune.artifacts import Artifact, Store
+from tests import forked
+
+SETTINGS = ["--base", "tiny:sd", "--steps", "10", "--batch", "2", "--accumulation", "3"]
+SETTINGS += ["--variants", "2", "--checkpoint-every", "2", "--save-every", "4", "--device", "cpu"]
+METHODS = {
+    "lora": ["--method", "lora", "--rank", "4", "--dropout", "0.1", "--learning-rate", "0.01"],
+    "embedding": ["--method", "embedding", "--learning-rate", "0.05"],
+}
+
+
+def train(method: str) -> list[str]:
+    return ["train", *SETTINGS, *METHODS[method]]
+
+
+@pytest.fixture
+def photos(make_prep: Callable[..., Artifact], tmp_path: Path) -> Path:
+    make_prep()
+    return tmp_path
+
+
+def world(photos: Path, name: str) -> Path:
+    """A copy of the prepared store in a folder of its own."""
+    folder = photos / name
+    shutil.copytree(photos / "artifacts", folder / "artifacts")
+    return folder
+
+
+def finish(folder: Path, method: str) -> Artifact:
+    """Run until it is done, resuming what there is to resume."""
+    for _ in range(3):
+        if forked.run([*train(method), "--resume"], folder) in (0, 10):
+            break
+    code = forked.run(train(method), folder)
+    assert code == 0, (folder / "stderr").read_text()
+    store = Store.open(folder / "artifacts")
+    artifact = store.newest("adapter")
+    assert artifact and store.verify(deep=True).keys()
+    assert not any(store.verify(deep=True).values())
+    return artifact
+
+
+def payload(artifact: Artifact) -> dict[str, str]:
+    files = {**artifact.files, **artifact.run}
+    return {name: entry["sha256"] for name, entry in files.items() if name != "run.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_any_rename_and_resumed(method: str, photos: Path) -> None:
+    calm = world(photos, "calm")
+    assert forked.run(train(method), calm, calls=photos / "calls") == 0, (
+        calm / "stderr"
+    ).read_text()
+    whole = Store.open(calm / "artifacts").newest("adapter")
+    assert whole
+    renames = int((photos / "calls").read_text())
+    # Checkpoints take two renames each; the first ones are the cache's, the last the commit's.
+    points = sorted({*range(4, renames + 1, max(1, renames // 7)), renames})
+    assert len(points) >= 5
+    for point in points:
+        folder = world(photos, f"killed-{point}")
+        assert forked.run(train(method), folder, kill_at=point) == -signal.SIGKILL
+        resumed = finish(folder, method)
+        assert resumed.id == whole.id, point
+        assert payload(resumed) == payload(whole), point
+
+
+@pytest.mark.slow
+def test_killed_twice_in_one_run(photos: Path) -> None:
+    calm, folder = world(photos, "calm"), world(photos, "killed")
+    assert forked.run(train("lora"), calm) == 0
+    assert forked.run(train("lora"), folder, kill_at=9) == -signal.SIGKILL
+    assert forked.run([*train("lora"), "--resume"], folder, kill_at=5) == -signal.SIGKILL
+    whole = Store.open(calm / "artifacts").newest("adapter")
+    assert whole and payload(finish(folder, "lora")) == payload(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_first(number: int, photos: Path) -> None:
+    many = [*train("lora"), "--steps", "3000", "--checkpoint-every", "100000"]
+    process = forked.start(many, photos)
+    log = wait_for(photos / "artifacts/adapter/dog", "*/log.jsonl")
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    assert process.exitcode == 128 + number
+    assert "--resume" in (photos / "stderr").read_text()
+    notes = list(log.parent.glob("checkpoints/step-*.json"))
+    assert len(notes) == 1
+    assert forked.run(many, photos) == 17  # neither silently anew nor silently on
+    assert "interrupted after step" in (photos / "stderr").read_text()
+
+
+def wait_for(folder: Path, pattern: str) -> Path:
+    for _ in range(600):
+        found = [p for p in folder.glob(f".*{pattern[1:]}") if p.stat().st_size]
+        if found:
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(f"no {pattern} in {folder}")
+
+
+@pytest.mark.slow
+def test_the_same_commands_give_the_same_ids(photos: Path) -> None:
+    prompts = ["sample", "[V01] dog", "-n", "2", "--steps", "2", "--device", "cpu"]
+    ids = []
+    for name in ("first", "second"):
+        folder = world(photos, name)
+        assert forked.run(train("lora"), folder) == 0
+        assert forked.run(prompts, folder) == 0, (folder / "stderr").read_text()
+        store = Store.open(folder / "artifacts")
+        ids.append([a.id for a in store.list()])
+    assert ids[0] == ids[1]
+    assert forked.run(train("lora"), photos / "first") == 0
+    assert "up to date" in (photos / "first" / "stderr").read_text()
+
+
+def test_nothing_to_resume(photos: Path) -> None:
+    assert forked.run([*train("lora"), "--resume"], photos) == 10
+    assert "nothing to resume" in (photos / "stderr").read_text()
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_loudly(photos: Path) -> None:
+    calm, folder = world(photos, "calm"), world(photos, "killed")
+    assert forked.run(train("lora"), calm) == 0
+    assert forked.run(train("lora"), folder, kill_at=12) == -signal.SIGKILL
+    newest = max(folder.glob("artifacts/adapter/dog/.work-*/checkpoints/*.safetensors"))
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 1
+    newest.write_bytes(data)
+    assert forked.run([*train("lora"), "--resume"], folder) == 0
+    assert "is damaged" in (folder / "stderr").read_text()
+    whole = Store.open(calm / "artifacts").newest("adapter")
+    assert whole and payload(finish(folder, "lora")) == payload(whole)
