@@ -14,5 +14,7 @@ rm -rf $out && mkdir -p $out/work $out/wheels
 cp "$work/concepts.json" "$work/masters.npz" $out/work/
 "$python" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 -d $out/wheels \
     diffusers==0.42.1 importlib_metadata
-grep -qx "/$out/" .git/info/exclude || echo "/$out/" >>.git/info/exclude
+exclude=$(git rev-parse --git-path info/exclude)
+mkdir -p "$(dirname "$exclude")"
+grep -qxs "/$out/" "$exclude" || echo "/$out/" >>"$exclude"
 du -sh $out

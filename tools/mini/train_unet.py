@@ -4,12 +4,13 @@
 
 The learning rate follows the minutes trained, not a number of steps, since the machine may be
 shared. `touch DIR/PAUSE` halts the loop between two steps and removing it goes on; the time in
-between does not count. A run continues from its last checkpoint.
+between does not count. SIGTERM saves and ends; a run continues from its last checkpoint.
 """
 
 import argparse
 import copy
 import math
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -201,6 +202,8 @@ def train(
 ) -> None:
     """minutes: of the whole training. stop_after: seconds of this process."""
     begun = time.monotonic()
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     checkpoint = work / f"unet-{setting_name}.pt"
     trainer = Trainer(SETTINGS[setting_name], device)
     if checkpoint.exists():
@@ -208,23 +211,24 @@ def train(
     pool = Pool(work / f"pool-{setting_name}", device)
     states = TextStates(work, pool, device)
     losses: list[Tensor] = []
-    saved = time.monotonic()
+    saved, reported = time.monotonic(), trainer.progress.seconds
     for loss in steps(trainer, pool, states, work, minutes):
         losses.append(loss)
         # once in a while: say how it goes
         if trainer.progress.step % 25 == 0:
             at = trainer.progress
-            samples = at.step * trainer.setting.batch
             mean = torch.stack(losses).mean().item()
-            speed = f"samples/s {samples / at.seconds:.1f} minutes {at.seconds / 60:.1f}"
-            print(f"{at.step} loss {mean:.4f} {speed}", flush=True)
+            speed = len(losses) * trainer.setting.batch / (at.seconds - reported)
+            done = f"samples/s {speed:.1f} minutes {at.seconds / 60:.1f}"
+            print(f"{at.step} loss {mean:.4f} {done}", flush=True)
             losses.clear()
+            reported = at.seconds
         # once in a while: save, and take in what the pool has gained
         if time.monotonic() - saved > SAVE_EVERY:
             trainer.save(checkpoint)
             pool.refresh()
             saved = time.monotonic()
-        if time.monotonic() - begun > stop_after:
+        if stopped or time.monotonic() - begun > stop_after:
             break
     trainer.save(checkpoint)
 
