@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -73,10 +74,11 @@ def build(work: Path, held_out: Path) -> None:
     """Write work/concepts.json and work/masters.npz from the packages."""
     modules = fetch(work)
     sources = {style: _source(modules, style) for style in PACKAGES}
-    concepts, packed = [], {}
+    concepts = []
+    packed: dict[str, Any] = {}
     for concept in _concepts(modules, held_out_codes(held_out)):
-        pictures = {style: draw(concept.code) for style, draw in sources.items()}
-        pictures = {style: picture for style, picture in pictures.items() if picture is not None}
+        drawn = {style: draw(concept.code) for style, draw in sources.items()}
+        pictures = {style: picture for style, picture in drawn.items() if picture is not None}
         if len(pictures) < 2:
             continue
         concepts.append(asdict(concept))

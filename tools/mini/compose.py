@@ -4,7 +4,7 @@ numpy only.
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from tools.mini.words import COLOURS, PATTERNS, RELATIONS, SCENES, Background, Picture
 
 Rgb = tuple[int, int, int]
+
+Painter = Callable[..., Image.Image]
 
 
 def random_background(rng: random.Random) -> Background:
@@ -118,7 +120,7 @@ def _ramp(size: int, angle: float) -> np.ndarray:
 
 
 def _plain(colour: Rgb, size: int, rng: random.Random) -> Image.Image:
-    pixels = np.broadcast_to(np.array(colour, np.float32), (size, size, 3))
+    pixels: np.ndarray = np.broadcast_to(np.array(colour, np.float32), (size, size, 3))
     if rng.random() < 0.5:
         ramp = _ramp(size, rng.uniform(0, 2 * math.pi))[..., None] * rng.uniform(0.03, 0.12)
         pixels = pixels * (1 + ramp)
@@ -211,7 +213,7 @@ def _table(size: int, rng: random.Random) -> Image.Image:
     return _image(pixels)
 
 
-PAINTERS = {
+PAINTERS: dict[str, Painter] = {
     "stripes": _stripes,
     "dots": _dots,
     "checks": _checks,

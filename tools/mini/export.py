@@ -45,16 +45,13 @@ def export_mini(work: Path, setting_name: str, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     whole = pipeline(work, setting_name).to(torch.float16)
     whole.save_pretrained(out, max_shard_size=LARGEST_FILE)
-    # transformers writes its own tokenizer file; the plain pair that CLIPTokenizer has always read
-    # goes beside it.
-    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-        shutil.copy(work / "tokenizer" / name, out / "tokenizer" / name)
+    # transformers writes a file of its own; the layout that CLIPTokenizer always read replaces it.
+    shutil.rmtree(out / "tokenizer")
+    shutil.copytree(work / "tokenizer", out / "tokenizer")
 
 
 def export_clip(work: Path, out: Path) -> None:
-    """EfficientNet-Lite0, the text tower of `mini` under open_clip's names, and the two
-    projections.
-    """
+    """EfficientNet-Lite0, the text tower under open_clip's names, and the two projections."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     tensors = _image_tensors(work) | _text_tensors(work)

@@ -6,6 +6,7 @@ so the tensors are renamed by position.
 """
 
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
@@ -52,8 +53,9 @@ def features(network: nn.Module, images: Tensor, batch: int = 64, size: int = SI
     images: (N, 3, H, W) in [-1, 1]; they are resized to `size`. Returns (N, 1280), not normalised,
     non-negative.
     """
+    trunk, head = cast(Any, network).forward_features, cast(Any, network).forward_head
     rows = []
     for part in images.split(batch):
         part = F.interpolate(part, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-        rows.append(network.forward_head(network.forward_features(part), pre_logits=True))
+        rows.append(head(trunk(part), pre_logits=True))
     return torch.cat(rows)

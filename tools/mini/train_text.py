@@ -15,6 +15,7 @@ Three losses over the pooled state (final layer norm at the end mark):
 import argparse
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -129,7 +130,7 @@ def learn_tokens(work: Path, concepts: list[Concept]) -> None:
     rng = random.Random(3)
     named = {concept.code: [*concept.names, concept.category] for concept in concepts}
 
-    def texts():
+    def texts() -> Iterator[str]:
         for _ in range(20_000):
             picture = random_picture(list(STYLES), list(named), 0.1, rng)
             yield caption(
