@@ -91,7 +91,8 @@ class Family:
             ),
         )
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-        return cls("tiny:sd3", transformer, _tiny.autoencoder(16, seed=4, shift=0.1), text, scheduler)
+        vae = _tiny.autoencoder(16, seed=4, shift=0.1)
+        return cls("tiny:sd3", transformer, vae, text, scheduler)
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior (mean, std) of pixels (B, 3, H, W) in [-1, 1], scaled; each (B, C, h, w)."""

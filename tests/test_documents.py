@@ -1,0 +1,66 @@
+"""Every command that README and the recipes show is run as it is printed, with fewer steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dreamtune import __version__
+from tests import forked
+
+ROOT = Path(__file__).parents[1]
+PHOTOS = ROOT / "src/dreamtune/assets/photos/raccoon"
+FEWER = {"train": ["--steps", "2"], "sample": ["--steps", "2", "--count", "2"]}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """`dreamtune …` lines of code blocks, and of a recipe's first comment lines."""
+    for line in text.splitlines():
+        if match := re.match(r"^(?:#|\$) (dreamtune \S.*)$", line):
+            yield shlex.split(match[1].split("  #")[0])[1:]
+
+
+def world(tmp_path: Path) -> Path:
+    shutil.copytree(PHOTOS, tmp_path / "photos")
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    return tmp_path
+
+
+def run_all(text: str, folder: Path) -> int:
+    done = 0
+    for args in commands(text):
+        assert forked.run([*args, *FEWER.get(args[0], [])], folder) == 0, (
+            args,
+            (folder / "stderr").read_text(),
+        )
+        done += 1
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+def test_a_recipe_runs_as_its_header_says(recipe: Path, tmp_path: Path) -> None:
+    assert run_all(recipe.read_text().split("\n\n")[0], world(tmp_path)) >= 3
+
+
+@pytest.mark.slow
+def test_readme_runs_as_printed(tmp_path: Path) -> None:
+    assert run_all((ROOT / "README.md").read_text(), world(tmp_path)) >= 5
+
+
+def test_readme_lists_every_command() -> None:
+    from dreamtune import plugins
+
+    text = (ROOT / "README.md").read_text()
+    for name in plugins.names("dreamtune.commands"):
+        assert f"dreamtune {name}" in text, name
+
+
+def test_changelog_and_version_agree() -> None:
+    heading = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading and heading[1].split()[0].strip("[]") in ("Unreleased", __version__)

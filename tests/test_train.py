@@ -1,0 +1,137 @@
+"""`dreamtune train`: what it leaves, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from dreamtune.artifacts import Artifact, Store
+from dreamtune.errors import NonFinite
+from tests import forked
+
+TINY = ["train", "--base", "tiny:sd", "--steps", "4", "--batch", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def folder(make_prep: Callable[..., Artifact], tmp_path: Path) -> Path:
+    make_prep()
+    return tmp_path
+
+
+def newest(folder: Path) -> Artifact:
+    artifact = Store.open(folder / "artifacts").newest("adapter")
+    assert artifact
+    return artifact
+
+
+def test_an_adapter_holds_exactly_this(folder: Path) -> None:
+    args = [*TINY, "--save-every", "2", "--preview-every", "3", "--name", "rex", "--rank", "4"]
+    assert forked.run(args, folder) == 0, (folder / "stderr").read_text()
+    artifact = newest(folder)
+    assert (folder / "stdout").read_text() == f"artifacts/adapter/rex/{artifact.version}\n"
+    names = ["pytorch_lora_weights.safetensors", "rex.safetensors"]
+    steps = [f"steps/000002/{name}" for name in names]
+    expected = ["adapter.json", "recipe.toml", "previews/000003.png", *names, *steps]
+    assert sorted(artifact.files) == sorted(expected)
+    assert sorted(artifact.run) == ["log.jsonl", "run.json"]
+    log = [json.loads(line) for line in (artifact.path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    facts = artifact.read_json("adapter.json")
+    assert (facts["identifier"], facts["class_word"], facts["steps"]) == ("[V01]", "dog", 4)
+    assert facts["bindings"][0]["word"] != "[V01]"
+    with safe_open(artifact.path / "rex.safetensors", "pt") as file:
+        keys, metadata = list(file.keys()), file.metadata()
+        alphas = [float(file.get_tensor(key)) for key in keys if key.endswith(".alpha")]
+    assert metadata["modelspec.sai_model_spec"] == "1.0.1"
+    assert (metadata["ss_network_dim"], metadata["ss_output_name"]) == ("4", "rex")
+    assert len(alphas) * 3 == len(keys) and set(alphas) == {4.0}
+
+
+def test_the_run_can_be_made_again_from_its_own_recipe(folder: Path) -> None:
+    assert forked.run([*TINY, "--method", "embedding"], folder) == 0
+    first = newest(folder)
+    again = ["train", "--recipe", str(first.path / "recipe.toml")]
+    assert forked.run(again, folder) == 0, (folder / "stderr").read_text()
+    assert newest(folder).id == first.id
+    assert "up to date" in (folder / "stderr").read_text()
+
+
+def test_json_is_all_there_is_on_stdout(folder: Path) -> None:
+    assert forked.run([*TINY, "--json"], folder) == 0
+    said = json.loads((folder / "stdout").read_text())
+    assert said["id"] == newest(folder).id
+    assert set(said["run"]["seconds"]) == {"import", "load", "encode", "steps", "save"}
+
+
+def test_a_dry_run_changes_nothing(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    assert forked.run([*TINY, "--dry-run"], folder) == 0
+    after = {p for p in folder.rglob("*") if p.name not in ("stdout", "stderr")}
+    assert after == set(before)
+    assert (folder / "stdout").read_text() == ""
+    assert "4 updates of 2 pictures" in (folder / "stderr").read_text()
+
+
+def test_a_changed_photo_stops_the_run_before_step_one(folder: Path) -> None:
+    photo = next(folder.glob("artifacts/prep/dog/v001/images/*.png"))
+    data = bytearray(photo.read_bytes())
+    data[-20] ^= 1
+    photo.write_bytes(data)
+    assert forked.run(TINY, folder) == 12
+    assert photo.name in (folder / "stderr").read_text()
+
+
+def test_a_diverging_run_stops_before_anything_bad_is_kept(tmp_path: Path) -> None:
+    import torch
+
+    from dreamtune import checkpoints
+    from dreamtune.loop import Step
+    from dreamtune.stages.train import Log
+
+    log = Log(tmp_path / "log.jsonl", 0)
+    log.add(Step(1, torch.tensor(0.5), torch.tensor(1.0), 1e-4))
+    log.add(Step(2, torch.tensor(float("nan")), torch.tensor(1.0), 1e-4))
+    with pytest.raises(NonFinite, match="loss is nan at step 2"):
+        log.flush()
+    weight = torch.nn.Parameter(torch.tensor([1.0, float("inf")]))
+    with pytest.raises(NonFinite, match="up is not finite at step 2"):
+        checkpoints.save(tmp_path / "c", 2, {"up": weight}, torch.optim.AdamW([weight]))
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--base", "nope"], 10, ["'nope'", "tiny:sd"]),
+        (["--base", "tiny:sdx"], 2, ["'sdx'", "did you mean 'sdxl'"]),
+        (["--base", "someone/model"], 16, ["someone/model", "cannot be reached"]),
+        (["--method", "lroa"], 2, ["'lroa'", "did you mean 'lora'"]),
+        (["--rank", "0"], 2, ["--rank 0", "at least 1"]),
+        (["--method", "embedding", "--rank", "4"], 2, ["--rank belongs to method lora"]),
+        (["--stpes", "3"], 2, ["--stpes", "--steps"]),
+        (["--base", "tiny:sd", "--resolution", "70"], 2, ["70", "multiple of 16"]),
+        (["--set", "train.learing_rate=1"], 2, ["learing_rate", "learning_rate"]),
+        (["--learning-rate", "nan"], 2, ["--learning-rate"]),
+        (["--name", "../x"], 2, ["'../x'", "cannot be a name"]),
+        (["no-such-prep"], 10, ["no-such-prep"]),
+        (["--base", "tiny:sd", "--resume"], 10, ["nothing to resume"]),
+        (["--base", "."], 10, ["no model_index.json"]),
+    ],
+)
+def test_a_wrong_start_is_one_clear_line(
+    args: list[str], code: int, words: list[str], folder: Path
+) -> None:
+    assert forked.run(["train", *args], folder) == code
+    lines = (folder / "stderr").read_text().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and all(word in errors[0] for word in words), lines
+    assert (folder / "stdout").read_text() == ""
+
+
+def test_nothing_prepared_yet(tmp_path: Path) -> None:
+    assert forked.run(["train"], tmp_path) == 10
+    assert "dreamtune prep" in (tmp_path / "stderr").read_text()
