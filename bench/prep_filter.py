@@ -105,7 +105,9 @@ def read(folder: Path) -> Pool:
 def verdicts(pool: Pool, rows: Sequence[int], calibration: Calibration) -> list[str]:
     """The codes of one set, as prep would give them with its default settings."""
     looked = [
-        Looked(f"{i}.jpg", sha256=str(row), picture="x", original=(640, 640), quality=pool.quality[row])
+        Looked(
+            f"{i}.jpg", sha256=str(row), picture="x", original=(640, 640), quality=pool.quality[row]
+        )
         for i, row in enumerate(rows)
     ]
     features = pool.photos.features[list(rows)].astype(np.float16)
@@ -123,7 +125,9 @@ def draw(
     mine = np.flatnonzero((subjects == subject) & pool.original)
     word = classes[mine[0]]
     alike = classes == word if case.same else classes != word
-    others = np.flatnonzero(np.isin(subjects, among) & alike & (subjects != subject) & pool.original)
+    others = np.flatnonzero(
+        np.isin(subjects, among) & alike & (subjects != subject) & pool.original
+    )
     if len(others) < case.planted:
         return None
     own = mine

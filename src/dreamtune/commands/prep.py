@@ -45,4 +45,6 @@ def run(
     if artifact and not dry_run:
         console.hint(f"look at {artifact.path / 'contact.png'}, then: dreamtune train")
     if strict and outcome.rejected:
-        raise SetAside(f"{len(outcome.rejected)} photos were set aside", why="--strict was given")
+        # The result is already on stdout, so that a second document there would spoil it.
+        console.error(f"{len(outcome.rejected)} photos were set aside, and --strict was given")
+        raise typer.Exit(SetAside.code)

@@ -49,6 +49,7 @@ class Looked:
     detail: str = ""
     sha256: str = ""
     picture: str = ""
+    bytes: int = 0
     size: tuple[int, int] = (0, 0)
     original: tuple[int, int] = (0, 0)
     quality: Quality = field(default_factory=lambda: Quality(0, 0, 0))

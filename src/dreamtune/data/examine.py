@@ -31,10 +31,14 @@ class Look:
 
 @dataclass
 class Seen:
-    """What was found: `picture` is the written file's name, `tower` 224 x 224 x 3 uint8."""
+    """What was found: `picture` is the written file's name, `tower` 224 x 224 x 3 uint8.
+
+    size: in pixels, of what is kept; original, bytes: of the file as it came
+    """
 
     sha256: str
     picture: str
+    bytes: int
     size: tuple[int, int]
     original: tuple[int, int]
     quality: quality.Quality
@@ -53,6 +57,7 @@ def examine(look: Look) -> Seen:
     return Seen(
         sha256=hashlib.sha256(payload).hexdigest(),
         picture=picture.name,
+        bytes=len(data),
         size=photo.image.size,
         original=photo.size,
         quality=quality.measure(photo.image),

@@ -121,8 +121,8 @@ def _copies(
 
 
 def _worth(looked: Looked, faulty: bool) -> tuple[float, ...]:
-    """What makes one copy better than another: no fault, more pixels, more detail."""
-    return (not faulty, looked.original[0] * looked.original[1], looked.quality.sharpness)
+    """What makes one copy better than another: no fault, more pixels, less compression."""
+    return (not faulty, looked.original[0] * looked.original[1], looked.bytes)
 
 
 def _strangers(

@@ -158,14 +158,15 @@ def _open(data: bytes, format: str) -> Image.Image:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # check_size has a lower one
     try:
         return Image.open(io.BytesIO(data), formats=formats)
-    except Image.DecompressionBombError as e:
-        raise Rejected("image.too_large", str(e)) from None
     except UnidentifiedImageError:
         raise Rejected("image.damaged", f"a {format} header that cannot be read") from None
     except Exception as e:  # decoders raise anything on hostile bytes
         raise _fault(e, format) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _load(image: Image.Image) -> None:
@@ -181,6 +182,8 @@ def _fault(error: Exception, format: str) -> Rejected:
     """The code for what a decoder said."""
     said = str(error) or type(error).__name__
     words = said.lower()
+    if isinstance(error, Image.DecompressionBombError):
+        return Rejected("image.too_large", said)
     if "decompressed data too large" in words or ("text" in words and "memory" in words):
         return Rejected("image.bomb", f"compressed text in the {format} expands too far")
     if "not enough data" in words or "truncated" in words or isinstance(error, EOFError):
@@ -271,9 +274,7 @@ def _apply_profile(image: Image.Image, icc: bytes | None, notes: list[str]) -> I
     return _convert(image, profile, notes, name or "unnamed profile")
 
 
-def _convert(
-    image: Image.Image, profile: Any, notes: list[str], name: str
-) -> Image.Image:
+def _convert(image: Image.Image, profile: Any, notes: list[str], name: str) -> Image.Image:
     try:
         srgb = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, profile, srgb, INTENT, outputMode="RGB")

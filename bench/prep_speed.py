@@ -1,0 +1,158 @@
+"""prep against the bare sum of its parts, and its memory as folders grow.
+
+    python bench/prep_speed.py ../shared/data/dreambooth                  # 1,000 photos, time
+    python bench/prep_speed.py ../shared/data/dreambooth --memory         # 1,000 and 10,000, memory
+
+The folder's photos are cropped and re-encoded until there are enough different ones, in a
+temporary folder. The bare sum is one process that decodes every photo and then runs the image
+tower over all of them, on all cores, after its imports: nothing is checked, compared, cleaned or
+written. prep is the whole command, imports and all. They take turns; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROUNDS = 3
+
+
+def corpus(source: Path, count: int, folder: Path) -> None:
+    """`count` different photos of 640 px from the photos below `source`."""
+    files = sorted(source.glob("*/*.jpg"))
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        with Image.open(files[number % len(files)]) as image:
+            side = min(image.size)
+            width = round(side * rng.uniform(0.6, 1.0))
+            left, top = (int(rng.integers(0, length - width + 1)) for length in image.size)
+            view = image.resize((640, 640), box=(left, top, left + width, top + width))
+            view.save(folder / f"{number:05d}.jpg", quality=90)
+
+
+def decoded(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
+
+
+def bare(folder: Path) -> dict[str, float]:
+    """Seconds of decoding and of the tower, each on all cores."""
+    import torch
+
+    from dreamtune.data import encoder
+    from dreamtune.data.tower import Tower
+
+    tower = Tower.read(encoder.ASSETS / encoder.WEIGHTS)
+    files = sorted(folder.iterdir())
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores) as pool:
+        list(pool.map(decoded, files[:cores]))  # the workers' start is not decoding
+        started = time.monotonic()
+        pixels = np.stack(list(pool.map(decoded, files, chunksize=16)))
+        decoding = time.monotonic() - started
+    started = time.monotonic()
+    batches = [torch.from_numpy(pixels[i : i + 4]) for i in range(0, len(pixels), 4)]
+    with ThreadPoolExecutor(cores, initializer=lambda: torch.set_num_threads(1)) as threads:
+        for cells in threads.map(tower, batches):
+            cells.mean((1, 2))
+    return {"decoding": decoding, "tower": time.monotonic() - started}
+
+
+def prep(folder: Path, store: Path) -> dict[str, float]:
+    """Seconds, and the largest resident memory of the command and of its largest worker, in MiB."""
+    command = [sys.executable, "-m", "dreamtune.cli", "-q", "prep", str(folder)]
+    options = ["--class", "thing", "--kind", "subject", "--json", "--store", str(store)]
+    started = time.monotonic()
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE)
+    peaks = {"main": 0.0, "workers": 0.0, "together": 0.0}
+    while process.poll() is None:
+        sizes = [_resident(pid) for pid in _family(process.pid)]
+        if sizes:
+            peaks["main"] = max(peaks["main"], sizes[0])
+            peaks["workers"] = max(peaks["workers"], *sizes[1:], 0.0)
+            peaks["together"] = max(peaks["together"], sum(sizes))
+        time.sleep(0.2)
+    seconds = time.monotonic() - started
+    assert process.stdout is not None
+    said = json.load(process.stdout)
+    assert process.returncode == 0
+    return {"seconds": seconds, "kept": said["kept"], **peaks}
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its children."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(child for word in children for child in _family(int(word)))]
+
+
+def _resident(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def compare_times(source: Path, count: int) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "photos")
+        folder.mkdir()
+        corpus(source, count, folder)
+        sums, times = [], []
+        for turn in range(ROUNDS):
+            parts = bare(folder)
+            sums.append(sum(parts.values()))
+            whole = prep(folder, Path(scratch, f"store{turn}"))
+            times.append(whole["seconds"])
+            words = f"decoding {parts['decoding']:.1f} s + tower {parts['tower']:.1f} s"
+            print(
+                f"turn {turn + 1}: {words} = {sums[-1]:.1f} s; prep {times[-1]:.1f} s", flush=True
+            )
+        ours, theirs = statistics.median(times), statistics.median(sums)
+        print(f"{count} photos: prep {ours:.1f} s, bare sum {theirs:.1f} s: {ours / theirs:.2f}")
+
+
+def compare_memory(source: Path, counts: list[int]) -> None:
+    for count in counts:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, "photos")
+            folder.mkdir()
+            corpus(source, count, folder)
+            found = prep(folder, Path(scratch, "store"))
+            words = ", ".join(
+                f"{key} {found[key]:.0f} MiB" for key in ("main", "workers", "together")
+            )
+            print(
+                f"{count} photos: {found['seconds']:.1f} s; {words}; {found['kept']} kept",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--memory", action="store_true")
+    asked = parser.parse_args()
+    if asked.memory:
+        compare_memory(asked.folder, [asked.count, 10 * asked.count])
+    else:
+        compare_times(asked.folder, asked.count)
+
+
+if __name__ == "__main__":
+    main()
