@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,20 +82,8 @@ QUICK = [
 
 @pytest.mark.parametrize(("args", "code"), QUICK)
 def test_answers_at_once_and_without_torch(home: Path, args: list[str], code: int) -> None:
-    """At most 2.5 times `import typer`, in processor time, the better of several runs of each."""
+    """The seconds are measured by bench/startup.py; what costs them is checked here."""
     (home / "typo.toml").write_text("[train]\nlearing_rate = 1e-4\n")
-
-    def seconds(command: list[str]) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *command], capture_output=True, check=False, timeout=60)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    ours = ["-c", "from dreamtune.cli import main; main()", *args]
-    pairs = [(seconds(["-c", "import typer"]), seconds(ours)) for _ in range(3)]
-    bare, full = min(b for b, _ in pairs), min(f for _, f in pairs)
-    assert full <= 2.5 * bare, f"{full:.2f} s against {bare:.2f} s"
-
     seen = "import sys, dreamtune.cli as c\ncode = c.run(sys.argv[1:])\n"
     seen += "heavy = {'torch', 'rich', 'pydantic', 'numpy', 'PIL'} & set(sys.modules)\n"
     seen += "print('HEAVY', *heavy); sys.exit(code)"

@@ -71,7 +71,7 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
 
     from ..errors import NotFound, Usage
 
-    texts = []
+    texts: list[str] = []
     for text in given:
         texts += sys.stdin.read().splitlines() if text == "-" else [text]
     if file:

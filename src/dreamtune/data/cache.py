@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,13 +118,3 @@ def cut(sample: Sample, plan: CropPlan) -> tuple[Tensor, Tensor]:
         corner = round(box[1] * scale), round(box[0] * scale)
         meta.append([photo.height, photo.width, *corner, height, width])
     return torch.stack(pixels), torch.tensor(meta, dtype=torch.float32)
-
-
-def encode_captions(
-    captions: Sequence[str],
-    encode: Callable[[str], Tensors],
-    facts: Callable[[str], Any],
-    cache: Cache,
-) -> dict[str, Tensors]:
-    """Text states (1, ...) by caption. `facts`: what a caption's states depend on."""
-    return {c: cache.get(facts(c), lambda c=c: encode(c)) for c in dict.fromkeys(captions)}

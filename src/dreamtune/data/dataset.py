@@ -23,7 +23,7 @@ class Sample:
 
 
 def read(folder: Path) -> Sequence[Sample]:
-    """The samples of the prep artifact in `folder`, in its order; Damaged when one is unreadable."""
+    """The samples of the prep artifact in `folder`, in order; Damaged when one is unreadable."""
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     try:
         return [_sample(folder, json.loads(line)) for line in lines]

@@ -19,7 +19,7 @@ from dreamtune.fsops import hash_file
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from dreamtune.diffusion import Process
     from dreamtune.families._text import TextStack
@@ -38,8 +38,8 @@ class Family(Protocol):
     sampler: str  # A1111's name of what `scheduler` does
     lora_layout: str  # a key of formats.kohya.LAYOUTS
     denoiser_name: str  # "unet" or "transformer", its folder in the diffusers layout
-    denoiser: nn.Module
-    vae: nn.Module
+    denoiser: Any
+    vae: Any
     text: list[TextStack]
     scheduler: Any
     process: Process

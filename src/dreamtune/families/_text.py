@@ -30,7 +30,7 @@ class TextStack:
 
     name: str
     tokenizer: Any
-    encoder: nn.Module
+    encoder: Any
     length: int  # tokens a prompt is padded or cut to
     words: dict[str, str] = field(default_factory=dict)  # identifier -> word
 
@@ -103,7 +103,7 @@ class TextStack:
         raise Usage("the base has no free word left for another identifier")
 
 
-def clip_stacks(folder: Path, encoders: dict[str, nn.Module]) -> list[TextStack]:
+def clip_stacks(folder: Path, encoders: dict[str, Any]) -> list[TextStack]:
     """The stacks of a diffusers folder: text_encoder_2 goes with tokenizer_2."""
     from transformers import CLIPTokenizer
 
@@ -132,7 +132,7 @@ class TokenRows(nn.Module):
     ids below the old vocabulary size V read the frozen table (V, dim); V + i reads row i.
     """
 
-    def __init__(self, table: nn.Module, rows: nn.Parameter) -> None:
+    def __init__(self, table: nn.Embedding, rows: nn.Parameter) -> None:
         super().__init__()
         self.table = table
         self.rows = rows

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreamtune.errors import Usage
 from dreamtune.methods import Concept, Facts, Files, Group
 from dreamtune.settings import option
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from dreamtune.families import Family
     from dreamtune.formats.lora import LoraWeights
 
@@ -53,7 +51,7 @@ class Method:
         rank = self.options.rank
         config = LoraConfig(
             r=rank,
-            lora_alpha=self.options.alpha or rank,  # type: ignore[arg-type]  # float is fine
+            lora_alpha=self.options.alpha or rank,
             lora_dropout=self.options.dropout,
             target_modules=family.lora_targets[self.options.targets],
         )
@@ -105,7 +103,7 @@ class Method:
             _merge(modules[component], updates, weight)
 
 
-def _merge(model: nn.Module, updates: dict[str, LoraWeights], weight: float) -> None:
+def _merge(model: Any, updates: dict[str, LoraWeights], weight: float) -> None:
     """W + weight * delta W, summed in fp32 and cast once, as the user interfaces do."""
     from dreamtune.formats import lora
 

@@ -11,13 +11,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamtune import checkpoints, console, devices, families, fsops, plugins, recipe
 from dreamtune.artifacts import Artifact, Draft, Store
 from dreamtune.errors import Interrupted, NonFinite, NotFound, Usage, WouldOverwrite
 from dreamtune.methods import Concept, Facts, Method
 from dreamtune.settings import Train
+
+if TYPE_CHECKING:
+    from dreamtune.data.cache import Cache, Tensors
+    from dreamtune.loop import Step
 
 VERSION = 1  # of what an adapter artifact holds and how it is made
 FLUSH = 10  # updates whose losses are read at once, so that a GPU is not waited for at each
@@ -126,7 +130,7 @@ class Training:
         with self._phase("save"):
             self._export(self.draft.path)
             self._describe()
-        run = {"seconds": self.seconds, "device": str(self.accelerator.device)}
+        run: dict[str, Any] = {"seconds": self.seconds, "device": str(self.accelerator.device)}
         run |= {"final_loss": self.final_loss, "trained_parameters": self._count()}
         return self.draft.commit(run)
 
@@ -200,22 +204,23 @@ class Training:
 
     def _encode(self) -> None:
         """Photos and captions to what the loop reads; frozen encoders run here only."""
-        from dreamtune.data import cache, dataset
+        from dreamtune.data import dataset
         from dreamtune.data.batches import Order, Table
+        from dreamtune.data.cache import Cache, encode_photo
 
         train = self.train
         samples = dataset.read(self.ask.prep.path)
         plan = self._crop_plan()
-        store = cache.Cache(self.ask.store.path / "cache")
+        cache = Cache(self.ask.store.path / "cache")
         vae = families.fingerprint(train.base, "vae")
         device = self.accelerator.device
         with console.progress(len(samples), "encoding") as bar:
             images = []
             for sample in samples:
                 encode = self.family.encode_image
-                images.append(cache.encode_photo(sample, plan, encode, vae, store, device))
+                images.append(encode_photo(sample, plan, encode, vae, cache, device))
                 bar.advance()
-        name, text = self._encode_text([sample.caption for sample in samples])
+        name, text = self._encode_text([sample.caption for sample in samples], cache)
         table = Table(images, text, name, [sample.weight for sample in samples])
         self.table = table.to(device)
         sizes = [plan.size_for(sample) for sample in samples]
@@ -237,20 +242,31 @@ class Training:
             seed=train.seed,
         )
 
-    def _encode_text(self, captions: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
-        """Text states by sample, or token ids when the text encoders are trained."""
+    def _encode_text(self, captions: Sequence[str], cache: Cache) -> tuple[str, list[Tensors]]:
+        """Text states by sample, or token ids when the text encoders run in the loop."""
+        stacks = self.family.text
+        tokens = {c: {s.name: s.tokenize([c]) for s in stacks} for c in dict.fromkeys(captions)}
+        if "text" in self.method.live():
+            return "tokens", [tokens[c] for c in captions]
+        states = {c: self._text_states(ids, cache) for c, ids in tokens.items()}
+        return "text", [states[c] for c in captions]
+
+    def _text_states(self, tokens: Tensors, cache: Cache) -> Tensors:
+        """States (1, ...) of one caption. Its ids cover the tokenizers and what words they bind."""
         import torch
 
-        from dreamtune.sampling import encode_prompt
+        base, device = self.train.base, self.accelerator.device
+        facts = {
+            "encoders": [families.fingerprint(base, name) for name in tokens],
+            "ids": [ids.tolist() for ids in tokens.values()],
+        }
 
-        if "text" in self.method.live():
-            stacks = self.family.text
-            return "tokens", [{s.name: s.tokenize([c]) for s in stacks} for c in captions]
-        with torch.inference_mode():
-            states = {c: encode_prompt(self.family, c) for c in dict.fromkeys(captions)}
-        # Ordinary tensors: autograd refuses to save those made in inference mode.
-        copies = {c: {k: v.clone() for k, v in state.items()} for c, state in states.items()}
-        return "text", [copies[c] for c in captions]
+        def make() -> Tensors:
+            with torch.no_grad():
+                states = self.family.encode_text({n: ids.to(device) for n, ids in tokens.items()})
+            return {name: state.cpu() for name, state in states.items()}
+
+        return cache.get(facts, make)
 
     def _global_batch(self) -> int:
         train = self.train
@@ -395,12 +411,14 @@ class Log:
 
     def __init__(self, path: Path, start: int) -> None:
         """`start`: updates done; what an interrupted run logged after them is dropped."""
-        self.path, self.waiting, self.shown = path, [], {}
+        self.path = path
+        self.waiting: list[Step] = []
+        self.shown: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError):
             lines = path.read_text().splitlines()[:start]
             fsops.write_text(path, "".join(f"{line}\n" for line in lines))
 
-    def add(self, step: Any) -> None:
+    def add(self, step: Step) -> None:
         self.waiting.append(step)
         if len(self.waiting) >= FLUSH:
             self.flush()
