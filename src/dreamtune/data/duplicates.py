@@ -19,8 +19,10 @@ from .similarity import Vectors, unit
 # scaling leave the small version as it is, cropping leaves the features. Of the pairs of different
 # photos in ../shared the nearest has 0.84, and 0.78.
 RULES = ((0.985, 0.5), (0.93, 0.93))
-TABLES, BITS = 10, 12
-CROWD = 32  # members of a bucket that a photo is compared with
+TABLES, BITS = 12, 12
+NEAR = 6  # photos that each is compared with in a bucket, the most alike by one more projection
+
+Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 def groups(prints: NDArray[np.uint8], vectors: Vectors) -> list[list[int]]:
@@ -28,16 +30,20 @@ def groups(prints: NDArray[np.uint8], vectors: Vectors) -> list[list[int]]:
 
     prints: (N, 16, 16) grey levels; vectors: (N, D) unit vectors of features
     """
-    plain = _directions(prints)
-    mirrored = _directions(prints[:, :, ::-1])
-    leader = list(range(len(prints)))
-    for a, b in _candidates(plain, mirrored):
-        alike = max(float(plain[a] @ plain[b]), float(plain[a] @ mirrored[b]))
-        same = float(vectors[a] @ vectors[b])
-        if any(alike >= picture and same >= thing for picture, thing in RULES):
-            leader[_find(leader, a)] = _find(leader, b)
+    count = len(prints)
+    both = np.concatenate([_directions(prints), _directions(prints[:, :, ::-1])])  # as is, mirrored
+    leader = list(range(count))
+    for left, right in _candidates(both):
+        alike = np.einsum("nd,nd->n", both[left], both[right])
+        left, right, alike = (
+            part[alike >= min(RULES)[0]] for part in (left % count, right % count, alike)
+        )
+        same = np.einsum("nd,nd->n", vectors[left], vectors[right])
+        copies = np.any([(alike >= picture) & (same >= thing) for picture, thing in RULES], axis=0)
+        for one, other in zip(left[copies].tolist(), right[copies].tolist(), strict=True):
+            leader[_find(leader, one)] = _find(leader, other)
     found: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(prints)):
+    for index in range(count):
         found[_find(leader, index)].append(index)
     return sorted(group for group in found.values() if len(group) > 1)
 
@@ -48,25 +54,17 @@ def _directions(prints: NDArray[np.uint8]) -> NDArray[np.float32]:
     return unit(flat - flat.mean(1, keepdims=True))
 
 
-def _candidates(
-    plain: NDArray[np.float32], mirrored: NDArray[np.float32]
-) -> Iterator[tuple[int, int]]:
-    """Pairs that share a bucket, the photo itself or its mirror image."""
-    planes = np.random.default_rng(0).standard_normal((plain.shape[1], TABLES * BITS))
-    codes, mirror_codes = _codes(plain @ planes), _codes(mirrored @ planes)
-    for table in range(TABLES):
-        buckets: dict[int, list[int]] = defaultdict(list)
-        for index, (code, mirror) in enumerate(zip(codes[table], mirror_codes[table], strict=True)):
-            for other in {*buckets[code][:CROWD], *buckets[mirror][:CROWD]}:
-                yield index, other
-            buckets[code].append(index)
-
-
-def _codes(sides: NDArray[np.floating]) -> NDArray[np.int64]:
-    """(N, TABLES * BITS) signed distances -> (TABLES, N) bucket numbers."""
-    bits = (sides > 0).reshape(len(sides), TABLES, BITS)
-    codes: NDArray[np.int64] = (bits @ (1 << np.arange(BITS, dtype=np.int64))).T
-    return codes
+def _candidates(directions: NDArray[np.float32]) -> Iterator[Pairs]:
+    """Pairs that share a bucket in one of the tables."""
+    rng = np.random.default_rng(0)
+    for _ in range(TABLES):
+        sides = directions @ rng.standard_normal((directions.shape[1], BITS + 1)).astype(np.float32)
+        codes = (sides[:, :BITS] > 0) @ (1 << np.arange(BITS))
+        order = np.lexsort((sides[:, BITS], codes))
+        for step in range(1, min(NEAR + 1, len(order))):
+            left, right = order[:-step], order[step:]
+            shared = codes[left] == codes[right]
+            yield left[shared], right[shared]
 
 
 def _find(leader: list[int], index: int) -> int:

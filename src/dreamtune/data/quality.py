@@ -50,6 +50,8 @@ def sharpness(grey: NDArray[np.float32]) -> float:
     differences at four pixels' distance. A shaken camera blurs one direction, hence the least of
     four. White noise gives 1, a smooth ramp 1/16, a blur of several pixels about the same.
     """
+    if min(grey.shape) <= 4:
+        return 0.0
     return min(_sharpness(grey, down, across) for down, across in DIRECTIONS)
 
 
@@ -66,7 +68,7 @@ def _sharpness(grey: NDArray[np.float32], down: int, across: int) -> float:
 
 def _energy(grey: NDArray[np.float32], down: int, across: int) -> NDArray[np.float32]:
     """Mean squared difference to the pixel that is (down, across) away, by tile."""
-    height, width = max(grey.shape[0] - 4, 1), max(grey.shape[1] - 4, 1)
+    height, width = (length - 4 for length in grey.shape)
     left = 4 if across < 0 else 0
     here = grey[:height, left : left + width]
     there = grey[down : down + height, left + across : left + across + width]
