@@ -92,8 +92,8 @@ def read(folder: Path) -> Pool:
     for file in sorted(folder.glob("*/*.jpg")):
         made = views(Image.open(file).convert("RGB"), rng)
         features.append(encode(np.stack([for_tower(view) for view in made])).features)
-        prints += [quality.fingerprint(view) for view in made]
-        measured += [quality.measure(view) for view in made]
+        prints += [quality.fingerprint(quality.small(view)) for view in made]
+        measured += [quality.measure(quality.small(view)) for view in made]
         subjects += [file.parent.name] * len(made)
         original += [True] + [False] * VIEWS
     names = np.array(subjects)

@@ -84,7 +84,7 @@ def test_a_relative_line() -> None:
 def look(images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
     encode = encoder.load()
     features = encode(np.stack([for_tower(image) for image in images])).features
-    prints = np.stack([quality.fingerprint(image) for image in images])
+    prints = np.stack([quality.fingerprint(quality.small(image)) for image in images])
     return prints, encode.calibration.embed(features)
 
 
@@ -114,18 +114,18 @@ def test_copies_take_linear_time() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_sharpness(seed: int) -> None:
     image = clock(seed)
-    sharp = quality.measure(image).sharpness
-    soft = quality.measure(image.filter(ImageFilter.GaussianBlur(5))).sharpness
+    sharp = quality.measure(quality.small(image)).sharpness
+    soft = quality.measure(quality.small(image.filter(ImageFilter.GaussianBlur(5)))).sharpness
     rows = np.asarray(image, np.float32)
     shaken = Image.fromarray(np.mean([np.roll(rows, k, 1) for k in range(20)], 0).astype(np.uint8))
     assert sharp > 0.15
     assert soft < 0.09
-    assert quality.measure(shaken).sharpness < 0.5 * sharp
+    assert quality.measure(quality.small(shaken)).sharpness < 0.5 * sharp
 
 
 def test_blank_and_tiny_pictures_can_be_measured() -> None:
     for size in ((300, 200), (1, 1), (3, 900), (64, 64)):
-        measured = quality.measure(Image.new("RGB", size, "white"))
+        measured = quality.measure(quality.small(Image.new("RGB", size, "white")))
         assert (measured.flatness, measured.contrast, measured.sharpness) == (1, 0, 0)
 
 
@@ -140,7 +140,7 @@ def test_the_box_is_around_the_subject() -> None:
 
 def test_unknown_encoders(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("DREAMTUNE_CLIP", str(tmp_path))
-    with pytest.raises(NotFound, match="image.safetensors is missing"):
+    with pytest.raises(NotFound, match=r"image\.safetensors is missing"):
         encoder.load()
 
 
@@ -148,5 +148,5 @@ def test_unknown_encoders(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  #
 def test_unknown_open_clip_models() -> None:
     with pytest.raises(Usage, match="did you mean 'ViT-B-32'"):
         encoder.load("ViT-B32:openai")
-    with pytest.raises(Usage, match="its tags: .*openai"):
+    with pytest.raises(Usage, match=r"its tags: .*openai"):
         encoder.load("ViT-B-32:nosuch")

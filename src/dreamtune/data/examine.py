@@ -54,14 +54,15 @@ def examine(look: Look) -> Seen:
     ending, payload = photo.encode()
     picture = look.payload.with_name(f"{look.payload.name}.{ending}")
     fsops.put(picture, payload)
+    grey = quality.small(photo.image)
     return Seen(
         sha256=hashlib.sha256(payload).hexdigest(),
         picture=picture.name,
         bytes=len(data),
         size=photo.image.size,
         original=photo.size,
-        quality=quality.measure(photo.image),
-        fingerprint=quality.fingerprint(photo.image),
+        quality=quality.measure(grey),
+        fingerprint=quality.fingerprint(grey),
         tower=for_tower(photo.image),
         notes=photo.notes,
     )

@@ -58,7 +58,7 @@ def judge(album: Album, calibration: Calibration, rules: Rules) -> Judgement:
     """Decide for every photo of the album."""
     reasons = {i: (e.code, e.detail) for i, e in enumerate(album.looked) if e.code}
     seen = [i for i in range(len(album.looked)) if i not in reasons]
-    vectors = calibration.embed(album.features[seen].astype(np.float32))
+    vectors = calibration.embed(album.features[seen])
     for index in seen:
         reasons |= _by_itself(index, album.looked[index], rules)
     if not rules.copies:

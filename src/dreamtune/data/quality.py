@@ -28,10 +28,15 @@ class Quality:
     sharpness: float
 
 
-def measure(image: Image.Image) -> Quality:
-    """Quality of an RGB picture."""
+def small(image: Image.Image) -> Image.Image:
+    """The grey version, at most GREY_SIDE a side, that everything here is computed on."""
     grey = image.convert("L")
     grey.thumbnail((GREY_SIDE, GREY_SIDE), Image.Resampling.BOX)
+    return grey
+
+
+def measure(grey: Image.Image) -> Quality:
+    """Quality of a `small` picture."""
     pixels = np.asarray(grey, np.float32)
     counts = np.bincount(pixels.astype(np.uint8).ravel(), minlength=256)
     near = np.convolve(counts, np.ones(9, np.int64), mode="same").max()
@@ -80,7 +85,6 @@ def _energy(grey: NDArray[np.float32], down: int, across: int) -> NDArray[np.flo
     return means
 
 
-def fingerprint(image: Image.Image) -> NDArray[np.uint8]:
+def fingerprint(grey: Image.Image) -> NDArray[np.uint8]:
     """16 x 16 grey levels: what near-duplicates have in common after scaling and recompression."""
-    small = image.convert("L").resize((16, 16), Image.Resampling.BOX)
-    return np.asarray(small, np.uint8)
+    return np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.uint8)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LINE = 0.75
+BLOCK = 1024
 SAMPLE = 512  # photos that vote on where the densest half is; the search is quadratic
 
 Vectors = NDArray[np.float32]
@@ -35,9 +36,12 @@ class Calibration:
         with safe_open(path, framework="np") as file:
             return cls(file.get_tensor("mean").astype(np.float32), float(file.metadata()["line"]))
 
-    def embed(self, features: Vectors) -> Vectors:
+    def embed(self, features: NDArray[np.floating]) -> Vectors:
         """(N, 1280) features -> unit vectors around the mean of ordinary photos."""
-        return unit(features - self.mean)
+        vectors = np.empty(features.shape, np.float32)
+        for i in range(0, len(features), BLOCK):  # no second copy of ten thousand vectors
+            vectors[i : i + BLOCK] = unit(features[i : i + BLOCK].astype(np.float32) - self.mean)
+        return vectors
 
     def scale(self, cosine: Vectors) -> Vectors:
         """Cosine -> similarity in [0, 1]: linear below the line and linear above it."""

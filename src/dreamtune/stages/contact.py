@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -164,5 +165,6 @@ def _shorten(text: str, keep: int) -> str:
     return f"{text[:head]}…{text[len(text) - tail :] if tail else ''}"
 
 
+@functools.cache
 def _font(size: int) -> Font:
     return ImageFont.load_default(size)
