@@ -119,3 +119,17 @@ def test_a_family_is_one_file(
     assert "toy" in plugins.names("dreamtune.families")
     run_matrix_case("toy", "lora", store, make_prep())
     run_matrix_case("toy", "embedding", store, make_prep())
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_halves_of_precision_go_together_in_sampling(name: str, method: str) -> None:
+    """As on a GPU: bf16 weights, fp32 in the VAE and in what is trained."""
+    from dreamtune.methods import Concept
+    from dreamtune.sampling import Look, pictures
+
+    family = families.load(f"tiny:{name}", torch.bfloat16)
+    assert (family.denoiser.dtype, family.vae.dtype) == (torch.bfloat16, torch.float32)
+    module = plugins.load("dreamtune.methods", method)
+    module.Method(module.Options()).attach(family, Concept("[V01]", "dog", "rex"), seed=0)
+    (picture,) = pictures(family, "a [V01] dog", [5], Look(2, 4.0, (64, 64)), 1)
+    assert picture.size == (64, 64)

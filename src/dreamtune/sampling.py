@@ -49,15 +49,17 @@ def pictures(
     width, height = look.size
     for start in range(0, len(seeds), batch):
         some = seeds[start : start + batch]
-        arrays = pipeline(
+        latents = pipeline(
             **{name: states.repeat_interleave(len(some), 0) for name, states in arguments.items()},
             num_inference_steps=look.steps,
             guidance_scale=look.guidance,
             width=width,
             height=height,
             generator=[torch.Generator().manual_seed(seed) for seed in some],
-            output_type="np",
+            output_type="latent",
         ).images
+        pixels = family.decode_image(latents)
+        arrays = pipeline.image_processor.postprocess(pixels, output_type="np")
         for seed, array in zip(some, arrays, strict=True):
             if array.min() == array.max() or array.min() != array.min():
                 raise NonFinite(

@@ -54,6 +54,7 @@ class Family(Protocol):
     def tiny(cls) -> Family: ...
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]: ...
+    def decode_image(self, latents: Tensor) -> Tensor: ...
     def encode_text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]: ...
     def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]: ...
     def predict(self, xt: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor: ...
@@ -66,7 +67,10 @@ class Family(Protocol):
 def load(base: str, dtype: torch.dtype) -> Family:
     """The base that `base` names. NotFound, Network, Damaged or Unsafe when it cannot be had."""
     if base.startswith("tiny:"):
-        return plugins.load(__name__, base.removeprefix("tiny:")).Family.tiny()
+        family = plugins.load(__name__, base.removeprefix("tiny:")).Family.tiny()
+        for module in (family.denoiser, *(stack.encoder for stack in family.text)):
+            module.to(dtype)
+        return family
     folder = locate(base)
     return _family_of(folder).load(base, folder, dtype)
 

@@ -132,11 +132,17 @@ class TokenRows(nn.Module):
     ids below the old vocabulary size V read the frozen table (V, dim); V + i reads row i.
     """
 
-    def __init__(self, table: nn.Embedding, rows: nn.Parameter) -> None:
+    def __init__(self, table: nn.Embedding, rows: Tensor) -> None:
         super().__init__()
+        # In this order: pipelines take the first parameter's dtype for the encoder's.
         self.table = table
-        self.rows = rows
+        self.extra = nn.Embedding.from_pretrained(rows, freeze=False)
         self.first = int(table.weight.shape[0])
+
+    @property
+    def rows(self) -> nn.Parameter:
+        """The extra rows, (n, dim)."""
+        return self.extra.weight
 
     @property
     def weight(self) -> Tensor:
@@ -145,5 +151,5 @@ class TokenRows(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         old = self.table(ids.clamp(max=self.first - 1))  # (B, L, dim)
-        new = self.rows[(ids - self.first).clamp(min=0)].to(old.dtype)
+        new = self.extra((ids - self.first).clamp(min=0)).to(old.dtype)
         return torch.where((ids >= self.first)[..., None], new, old)

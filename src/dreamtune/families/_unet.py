@@ -22,6 +22,15 @@ def encode_image(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
 
+def decode_image(vae: Any, latents: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) of scaled latents (B, C, h, w), in the VAE's own precision.
+
+    diffusers' pipelines hand the denoiser's dtype to the VAE, which fails when they differ.
+    """
+    latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    return vae.decode(latents, return_dict=False)[0]
+
+
 def spatial_factor(vae: Any) -> int:
     """Pixels to a latent."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))

@@ -76,6 +76,10 @@ class Family:
         """Posterior (mean, std) of pixels (B, 3, H, W) in [-1, 1], scaled; each (B, C, h, w)."""
         return _unet.encode_image(self.vae, pixels)
 
+    def decode_image(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), about [-1, 1], of scaled latents (B, C, h, w)."""
+        return _unet.decode_image(self.vae, latents)
+
     def encode_text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         """Token ids {"text_encoder": (B, L)} to the last hidden state, {"text": (B, L, D)}."""
         encoder = self.text[0].encoder

@@ -80,8 +80,6 @@ class Method:
         self._insert(family, concept, {n: weight * rows.float() for n, rows in stored.items()})
 
     def _insert(self, family: Family, concept: Concept, rows: dict[str, Tensor]) -> None:
-        from torch import nn
-
         from dreamtune.families._text import TokenRows
 
         family.denoiser.requires_grad_(False)
@@ -89,7 +87,7 @@ class Method:
         for stack in family.text:
             stack.add_word(concept.identifier, _word(concept))
             old = stack.encoder.get_input_embeddings()
-            table = TokenRows(old, nn.Parameter(rows[stack.name].to(old.weight.device)))
+            table = TokenRows(old, rows[stack.name].to(old.weight.device))
             stack.encoder.set_input_embeddings(table)
             self._tables[stack.name] = table
 
