@@ -9,6 +9,7 @@ PEER ?=
 .PHONY: demo test lint bench clean
 
 demo: $(READY)  ## the whole job on bundled pictures; ends with the path of a grid
+	@mkdir -p $(DEMO)
 	$(BIN)/dreamtune prep $(PHOTOS) --recipe demo --store $(DEMO)/artifacts
 	$(BIN)/dreamtune train --recipe demo --store $(DEMO)/artifacts
 	$(BIN)/dreamtune sample --prompt-file recipes/demo.txt --recipe demo \
