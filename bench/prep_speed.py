@@ -31,14 +31,20 @@ ROUNDS = 3
 def corpus(source: Path, count: int, folder: Path) -> None:
     """`count` different photos of 640 px from the photos below `source`."""
     files = sorted(source.glob("*/*.jpg"))
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        with Image.open(files[number % len(files)]) as image:
-            side = min(image.size)
-            width = round(side * rng.uniform(0.6, 1.0))
-            left, top = (int(rng.integers(0, length - width + 1)) for length in image.size)
-            view = image.resize((640, 640), box=(left, top, left + width, top + width))
-            view.save(folder / f"{number:05d}.jpg", quality=90)
+    jobs = [(files[n % len(files)], n, folder / f"{n:05d}.jpg") for n in range(count)]
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(altered, jobs, chunksize=32))
+
+
+def altered(job: tuple[Path, int, Path]) -> None:
+    """A crop of one photo, at 640 px."""
+    source, number, target = job
+    rng = np.random.default_rng(number)
+    with Image.open(source) as image:
+        width = round(min(image.size) * rng.uniform(0.6, 1.0))
+        left, top = (int(rng.integers(0, length - width + 1)) for length in image.size)
+        view = image.resize((640, 640), box=(left, top, left + width, top + width))
+        view.save(target, quality=90)
 
 
 def decoded(file: Path) -> np.ndarray:
@@ -91,9 +97,11 @@ def prep(folder: Path, store: Path) -> dict[str, float]:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and its children."""
+    """A process and its children, whichever of its threads started them."""
+    children: list[str] = []
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            children += (thread / "children").read_text().split()
     except OSError:
         return []
     return [pid, *(child for word in children for child in _family(int(word)))]

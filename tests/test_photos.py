@@ -300,3 +300,12 @@ def test_bytes_flipped_anywhere_never_escape() -> None:
                 see(bytes(broken), SEEING)
             except Rejected as fault:
                 assert fault.code.startswith("image.")
+
+
+def test_camera_raw_is_named_and_a_developed_tiff_is_not() -> None:
+    preview = {254: 1, 330: (8,), 271: "NIKON CORPORATION"}
+    assert refused(encoded(picture(1), "TIFF", tiffinfo=preview)).detail.startswith("camera raw")
+    dng = {50706: b"\1\4\0\0"}
+    assert refused(encoded(picture(1), "TIFF", tiffinfo=dng)).detail.startswith("camera raw")
+    developed = encoded(picture(1), "TIFF", tiffinfo={271: "NIKON CORPORATION"})
+    assert see(developed, SEEING).image.size == (160, 120)

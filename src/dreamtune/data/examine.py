@@ -17,6 +17,7 @@ from . import quality
 from .photos import Rejected, Seeing, see
 
 TOWER_SIDE = 224
+MOST_BYTES = 512 << 20  # of one file
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,6 @@ class Look:
     file: Path
     payload: Path
     seeing: Seeing
-    max_bytes: int = 512 << 20
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Seen:
 
 def examine(look: Look) -> Seen:
     """Read, decode, measure, and write the cleaned picture. Raises Rejected."""
-    data = read(look.file, look.max_bytes)
+    data = read(look.file)
     photo = see(data, look.seeing, look.file.name)
     ending, payload = photo.encode()
     picture = look.payload.with_name(f"{look.payload.name}.{ending}")
@@ -74,7 +74,7 @@ def for_tower(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.resize(side, Image.Resampling.BICUBIC, reducing_gap=2.0))
 
 
-def read(file: Path, max_bytes: int) -> bytes:
+def read(file: Path, max_bytes: int = MOST_BYTES) -> bytes:
     """A regular file's bytes. Never waits for a pipe or a device that took a photo's name."""
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)

@@ -66,11 +66,14 @@ def strip(data: bytes) -> bytes | None:
     stream that does not follow its own lengths.
     """
     try:
-        kept = [bytes_ for marker, bytes_ in segments(data) if not _is_metadata(marker)]
+        kept = [body for marker, body in segments(data) if not _is_metadata(marker, body)]
     except Broken:
         return None
     return b"".join(kept)
 
 
-def _is_metadata(marker: int) -> bool:
-    return marker == COM or (0xE0 <= marker <= 0xEF and marker not in (APP0, APP14))
+def _is_metadata(marker: int, body: bytes) -> bool:
+    needed = {APP0: b"JFIF\0", APP14: b"Adobe"}
+    if marker in needed:
+        return not body[4:].startswith(needed[marker])
+    return marker == COM or 0xE0 <= marker <= 0xEF

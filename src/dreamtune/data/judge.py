@@ -78,9 +78,12 @@ def judge(album: Album, calibration: Calibration, rules: Rules) -> Judgement:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern, or a plain name, means this file."""
+    """Whether a pattern, a plain name or a path that a shell completed means this file."""
     base = name.rsplit("/", 1)[-1]
-    return any(p in (name, base) or fnmatchcase(name, p) or fnmatchcase(base, p) for p in patterns)
+    return any(
+        p in (name, base) or p.endswith(f"/{name}") or fnmatchcase(name, p) or fnmatchcase(base, p)
+        for p in patterns
+    )
 
 
 Reasons = dict[int, tuple[str, str]]
@@ -121,8 +124,9 @@ def _copies(
 
 
 def _worth(looked: Looked, faulty: bool) -> tuple[float, ...]:
-    """What makes one copy better than another: no fault, more pixels, less compression."""
-    return (not faulty, looked.original[0] * looked.original[1], looked.bytes)
+    """What makes one copy better: no fault, more pixels, less to mend, less compression."""
+    pixels = looked.original[0] * looked.original[1]
+    return (not faulty, pixels, -len(looked.notes), looked.bytes)
 
 
 def _strangers(

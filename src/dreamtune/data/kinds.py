@@ -113,18 +113,10 @@ def _picture(data: bytes) -> str | None:
     if data.startswith(b"BM") and data[6:10] == b"\0\0\0\0":
         return "BMP"
     if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return None if _raw(data) else "TIFF"
+        return None if data[8:10] == b"CR" else "TIFF"  # Canon's raw files say so
     if data[4:8] == b"ftyp":
         return _boxed(data)
     return None
-
-
-def _raw(data: bytes) -> bool:
-    """Camera raw files that dress as TIFF; their first picture is a small preview."""
-    head = data[:4096]
-    return data[8:10] == b"CR" or any(
-        maker in head for maker in (b"NIKON CORPORATION", b"DNG", b"PENTAX ", b"SONY DSC")
-    )
 
 
 def _boxed(data: bytes) -> str | None:

@@ -20,6 +20,7 @@ from . import jpeg, kinds, png
 BACKGROUNDS = {"grey": (128, 128, 128), "white": (255, 255, 255), "black": (0, 0, 0)}
 DEEP = {"I;16", "I;16L", "I;16B", "I;16N"}
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
+NEW_SUBFILE_TYPE, SUB_IFDS, DNG_VERSION = 254, 330, 50706  # TIFF tags
 SIDEWAYS = {5, 6, 7, 8}
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -108,6 +109,8 @@ def _see(data: bytes, seeing: Seeing, notes: list[str], name: str) -> Photo:
         notes.append(f"is {kind.format} in spite of its name")
     check_stream(kind.format, data)
     image = _open(data, kind.format)
+    if kind.format == "TIFF":
+        _refuse_raw(image)
     original = image.size
     check_size(original, seeing)
     _choose_frame(image, seeing.frames, notes)
@@ -169,6 +172,14 @@ def _open(data: bytes, format: str) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def _refuse_raw(image: Image.Image) -> None:
+    """Camera raw files are TIFFs whose first picture is a small preview."""
+    tags = getattr(image, "tag_v2", {})
+    preview = tags.get(NEW_SUBFILE_TYPE) == 1 and SUB_IFDS in tags
+    if preview or DNG_VERSION in tags:
+        raise Rejected("image.type", kinds.RAW)
+
+
 def _load(image: Image.Image) -> None:
     try:
         image.load()
@@ -211,7 +222,7 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     except Exception:  # loops, huge counts, wrong types: the pixels are still good
         notes.append("damaged EXIF ignored")
         return 1
-    return turn if turn in TURNS else 1
+    return turn if isinstance(turn, int) and turn in TURNS else 1
 
 
 def to_srgb(image: Image.Image, background: str, notes: list[str]) -> tuple[Image.Image, bool]:

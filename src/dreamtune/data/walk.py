@@ -14,6 +14,8 @@ from pathlib import Path
 
 JUNK = {"thumbs.db", "desktop.ini", "__macosx", "icon\r", "@eadir"}
 TEXTS = (".txt", ".caption", ".cap", ".json", ".jsonl", ".csv")
+STORE = "journal.jsonl"
+DEEPEST = 64
 BESIDE = (".toml", ".md", ".aae", ".xmp", ".npz", ".safetensors", ".yaml", ".yml", ".parquet")
 
 
@@ -62,15 +64,28 @@ def _entries(
     if here in above:
         found.refused.append(Refused(prefix, "file.link", "a link to a folder above it"))
         return
+    if len(above) > DEEPEST:
+        found.refused.append(Refused(prefix, "file.unreadable", "folders nested too deeply"))
+        return
+    if above and any(entry.name == STORE for entry in entries):
+        found.ignored.append(prefix)  # what dreamtune made here before is not among the photos
+        return
     for entry in entries:
         name = prefix + entry.name
         if entry.name.startswith(".") or entry.name.lower() in JUNK:
             found.ignored.append(name)
-        elif entry.is_dir(follow_symlinks=follow):
+        elif _is_folder(entry, follow):
             below = folder / entry.name
             yield from _entries(below, f"{name}/", (*above, here), follow, found)
         else:
             yield entry, name
+
+
+def _is_folder(entry: os.DirEntry[str], follow: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow)
+    except OSError:  # a link to itself
+        return False
 
 
 def _sort_in(entry: os.DirEntry[str], name: str, folder: Path, follow: bool, found: Found) -> None:

@@ -29,7 +29,8 @@ from ..data import album, captioner, captions, encoder, focus, intake, judge
 from ..data.captions import Concept
 from ..data.intake import Intake
 from ..data.judge import Verdict
-from ..data.photos import Seeing
+from ..data.examine import read
+from ..data.photos import Rejected, Seeing
 from ..errors import Usage, suggest
 from ..settings import Prep
 from . import contact
@@ -40,10 +41,7 @@ SHOWN = 40  # rows of the table on stderr; rejected.jsonl has them all
 
 @dataclass(frozen=True)
 class Outcome:
-    """What prep found: kept photos as lines of samples.jsonl, the rest as lines of rejected.jsonl.
-
-    seconds: where the time went
-    """
+    """Kept photos as lines of samples.jsonl, the others as lines of rejected.jsonl."""
 
     concept: Concept
     samples: list[dict[str, Any]]
@@ -136,9 +134,9 @@ def digest(taken: Intake, options: Prep) -> str:
     parts: list[Any] = [[r.name, r.code] for r in taken.found.refused]
     for name, path in sorted(taken.found.paths.items()):
         try:
-            parts.append([name, fsops.hash_file(path)])
-        except OSError as e:
-            parts.append([name, e.errno])
+            parts.append([name, hashlib.sha256(read(path)).hexdigest()])
+        except Rejected as fault:
+            parts.append([name, fault.code, fault.detail])
     if options.clip == encoder.BUILTIN:
         files = sorted(encoder.builtin_folder().glob("*.safetensors"))
         parts += [[file.name, fsops.hash_file(file)] for file in files]
