@@ -112,5 +112,5 @@ def _classes(ranges: str) -> tuple[int, ...]:
 # Word -> numbers of the classes that it covers.
 CLASSES = {
     word.strip(): _classes(ranges)
-    for word, ranges in re.findall(r"([a-z ]+):((?:\s+\d+(?:-\d+)?)+)", _NAMES)
+    for word, ranges in re.findall(r"([a-z ]+):((?: \d+(?:-\d+)?)+)", " ".join(_NAMES.split()))
 }
