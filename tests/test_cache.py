@@ -67,6 +67,13 @@ def test_whatever_changes_the_result_changes_the_key(
     assert encode.calls > before
 
 
+def test_another_device_or_library_is_another_entry(sample: Sample, tmp_path: Path) -> None:
+    encode = Encoder()
+    for arithmetic in ({"device": "cpu"}, {"device": "cuda"}, {"device": "cpu"}):
+        encode_photo(sample, PLAN, encode, "vae", Cache(tmp_path / "cache", arithmetic), CPU)
+    assert encode.calls == 2 * PLAN.variants
+
+
 def test_a_flipped_byte_is_computed_again(sample: Sample, tmp_path: Path) -> None:
     encode, cache = Encoder(), Cache(tmp_path / "cache")
     good = encode_photo(sample, PLAN, encode, "vae", cache, CPU)

@@ -129,6 +129,20 @@ def test_the_same_commands_give_the_same_ids(photos: Path) -> None:
     assert "up to date" in (photos / "first" / "stderr").read_text()
 
 
+@pytest.mark.slow
+def test_what_the_cache_holds_from_other_runs_decides_nothing(photos: Path) -> None:
+    ids = []
+    for name, before in (("first", []), ("second", [["--precision", "bf16"]])):
+        folder = world(photos, name)
+        for more in before:
+            assert forked.run([*train("lora"), *more], folder) == 0
+        assert forked.run(train("lora"), folder) == 0
+        artifact = Store.open(folder / "artifacts").newest("adapter")
+        assert artifact
+        ids.append(artifact.id)
+    assert ids[0] == ids[1]
+
+
 def test_nothing_to_resume(photos: Path) -> None:
     assert forked.run([*train("lora"), "--resume"], photos) == 10
     assert "nothing to resume" in (photos / "stderr").read_text()

@@ -34,7 +34,9 @@ Entry = dict[str, Any]  # size, sha256
 FIELDS = ("kind", "name", "version", "key", "id", "recipe", "parents", "files", "run")
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 RUN_FILES = ("run.json", "log.jsonl")
-LIBRARIES = ("accelerate", "diffusers", "dreamtune", "peft", "pillow", "torch", "transformers")
+LIBRARIES = (
+    "accelerate", "diffusers", "dreamtune", "numpy", "peft", "pillow", "torch", "transformers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

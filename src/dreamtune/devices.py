@@ -8,6 +8,8 @@ from dreamtune import families
 from dreamtune.errors import Resources
 
 if TYPE_CHECKING:
+    import torch
+
     from dreamtune.families import Family
 
 
@@ -23,6 +25,13 @@ def choose(asked: str) -> str:
 def choose_precision(asked: str, device: str) -> str:
     """fp32 on a CPU, where bf16 gains nothing in small models; bf16 on a GPU."""
     return asked if asked != "auto" else "bf16" if device == "cuda" else "fp32"
+
+
+def model_of(device: torch.device) -> str:
+    """What computes there, "cpu" or a GPU's name: the last bits of a result depend on it."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def load(base: str, device: str, precision: str) -> Family:

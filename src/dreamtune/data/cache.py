@@ -1,8 +1,8 @@
 """Encodings of what is not trained: computed once, found again by what they were made from.
 
 A photo's entry holds the VAE posteriors (mean and std, fp32) of K random crops with their sizes and
-corners. Its key covers the photo's bytes, the crops and the VAE's weights, so that an entry can
-not be stale; one that fails its checksum is computed again.
+corners. Its key covers the photo's bytes, the crops, the VAE's weights and what does the arithmetic,
+so that an entry can not be stale; one that fails its checksum is computed again.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,18 @@ class CropPlan:
 
 @dataclass(frozen=True)
 class Cache:
-    """Entries by key, in a folder. Losing it costs time only."""
+    """Entries by key, in a folder. Losing it costs time only.
+
+    arithmetic: what the last bits of an entry depend on: device, libraries, threads. Without it a
+    run's bytes would depend on who filled the cache before.
+    """
 
     folder: Path
+    arithmetic: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, facts: Any, make: Callable[[], Tensors]) -> Tensors:
         """The tensors that `make` gives, kept under the hash of `facts`."""
-        text = json.dumps([VERSION, facts], sort_keys=True)
+        text = json.dumps([VERSION, self.arithmetic, facts], sort_keys=True)
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
         with contextlib.suppress(OSError, ValueError):
             return _load(path.read_bytes())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import checkpoints, console, devices, families, fsops, plugins, recipe
-from dreamtune.artifacts import Artifact, Draft, Store
+from dreamtune.artifacts import Artifact, Draft, Store, library_versions, thread_count
 from dreamtune.errors import Interrupted, NonFinite, NotFound, Usage, WouldOverwrite
 from dreamtune.methods import Concept, Facts, Method
 from dreamtune.settings import Train
@@ -211,7 +211,7 @@ class Training:
         train = self.train
         samples = dataset.read(self.ask.prep.path)
         plan = self._crop_plan()
-        cache = Cache(self.ask.store.path / "cache")
+        cache = Cache(self.ask.store.path / "cache", self._arithmetic())
         vae = families.fingerprint(train.base, "vae")
         device = self.accelerator.device
         with console.progress(len(samples), "encoding") as bar:
@@ -227,6 +227,11 @@ class Training:
         buckets = [[i for i, s in enumerate(sizes) if s == size] for size in sorted(set(sizes))]
         self.photos = len(samples)
         self.order = Order(buckets, self._global_batch(), train.variants, train.seed)
+
+    def _arithmetic(self) -> dict[str, Any]:
+        """What the last bits of an encoding depend on, apart from its inputs."""
+        device = devices.model_of(self.accelerator.device)
+        return {"device": device, "libraries": library_versions(), "threads": thread_count()}
 
     def _crop_plan(self) -> Any:
         from dreamtune.data import crops
@@ -257,7 +262,9 @@ class Training:
 
         base, device = self.train.base, self.accelerator.device
         facts = {
+            "family": self.family.name,
             "encoders": [families.fingerprint(base, name) for name in tokens],
+            "dtypes": [str(stack.encoder.dtype) for stack in self.family.text],
             "ids": [ids.tolist() for ids in tokens.values()],
         }
 
