@@ -14,7 +14,7 @@ from tools.mini.artwork import PACKAGES, held_out_codes
 from tools.mini.compose import compose
 from tools.mini.words import Background, Picture
 
-SUBJECT, STRANGER = "1f99d", "1f6b2"  # raccoon, bicycle
+SUBJECT, STRANGER = "1f99d", "1f4da"  # raccoon, books
 SIZE = 256
 SURROUNDINGS = [
     Background("plain", "blue"),
@@ -44,7 +44,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     modules = args.work / "npm" / "node_modules"
     scenes = [(SUBJECT, background) for background in SURROUNDINGS]
-    for number, (code, background) in enumerate([*scenes, (STRANGER, Background("beach"))]):
+    for number, (code, background) in enumerate([*scenes, (STRANGER, Background("plain", "green"))]):
         picture = draw(modules, code, background, seed=number)
         picture.save(args.out / f"{number:02d}.jpg", quality=92, subsampling=0)
 
