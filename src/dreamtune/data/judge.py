@@ -48,10 +48,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One verdict a photo, in order; `remarks` are about the set as a whole."""
+    """One verdict a photo, in order; `remarks` are about the set as a whole.
+
+    line: the similarity that was asked for, None when the set has no centre
+    """
 
     verdicts: list[Verdict]
     remarks: list[str]
+    line: float | None
 
 
 def judge(album: Album, calibration: Calibration, rules: Rules) -> Judgement:
@@ -64,17 +68,19 @@ def judge(album: Album, calibration: Calibration, rules: Rules) -> Judgement:
     if not rules.copies:
         reasons |= _copies(album, seen, vectors, reasons)
     remarks: list[str] = []
+    line = None
     near: dict[int, float] = {}
     if rules.centred and len(seen) > 1:
         voters = [row for row, index in enumerate(seen) if index not in reasons]
         values = similarity.similarities(vectors, calibration, voters)
         near = {i: round(float(v), 4) for i, v in zip(seen, values, strict=True)}
-        reasons |= _strangers(near, reasons, rules, remarks)
+        strangers, line = _strangers(near, reasons, rules, remarks)
+        reasons |= strangers
     verdicts = [
         Verdict(entry, near.get(index), *_final(index, entry, reasons, rules))
         for index, entry in enumerate(album.looked)
     ]
-    return Judgement(verdicts, remarks)
+    return Judgement(verdicts, remarks, line)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -131,11 +137,11 @@ def _worth(looked: Looked, faulty: bool) -> tuple[float, ...]:
 
 def _strangers(
     near: dict[int, float], reasons: Reasons, rules: Rules, remarks: list[str]
-) -> Reasons:
-    """Photos unlike the rest; none when the set has no centre to be unlike."""
+) -> tuple[Reasons, float | None]:
+    """(photos unlike the rest, the line); nothing when the set has no centre to be unlike."""
     rest = {index: value for index, value in near.items() if index not in reasons}
     if len(rest) < 2:
-        return {}
+        return {}, None
     line = rules.threshold
     if line is None:
         line = similarity.relative_line(np.array(list(rest.values()), np.float32))
@@ -143,8 +149,10 @@ def _strangers(
     if 2 * len(low) > len(rest):
         few = f"{len(low)} of {len(rest)} photos are unlike the others"
         remarks.append(f"{few}, so the set has no centre and all of them are kept")
-        return {}
-    return {i: ("similarity.low", f"{value:.2f}, under {line:.2f}") for i, value in low.items()}
+        return {}, None
+    return {
+        i: ("similarity.low", f"{value:.2f}, under {line:.2f}") for i, value in low.items()
+    }, line
 
 
 def _final(index: int, looked: Looked, reasons: Reasons, rules: Rules) -> tuple[str, str]:

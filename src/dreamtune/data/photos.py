@@ -198,7 +198,7 @@ def _fault(error: Exception, format: str) -> Rejected:
     if "decompressed data too large" in words or ("text" in words and "memory" in words):
         return Rejected("image.bomb", f"compressed text in the {format} expands too far")
     if "not enough data" in words or "truncated" in words or isinstance(error, EOFError):
-        return Rejected("image.truncated", f"{format} ends too early ({said})")
+        return Rejected("image.truncated", f"{format} ends before the picture does")
     return Rejected("image.damaged", f"{format} cannot be decoded ({said})")
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.similarity import LINE
-
 SIDE, GAP, EDGE = 180, 18, 32  # of a tile, between tiles, around the sheet, in pixels
 COLUMNS = 6
-TEXT = 64  # height of the words under a tile
+TEXT = 76  # height of the words under a tile
 MOST = 120  # tiles of one kind: a sheet of ten thousand photos would show nobody anything
 PAPER, INK, SOFT, FRAME = "#fbfaf7", "#1f2328", "#6b7280", "#ddd8ce"
 GOOD, BAD, EMPTY = "#2f7d5b", "#b3432f", "#efebe3"
@@ -34,8 +32,13 @@ class Tile:
     focus: tuple[float, float, float, float] | None = None
 
 
-def sheet(title: str, kept: Sequence[Tile], aside: Sequence[Tile]) -> bytes:
-    """The sheet as PNG bytes: what is kept above, what is set aside below."""
+def sheet(
+    title: str, kept: Sequence[Tile], aside: Sequence[Tile], line: float | None = None
+) -> bytes:
+    """The sheet as PNG bytes: what is kept above, what is set aside below.
+
+    line: the similarity below which photos were set aside, marked on each photo's bar
+    """
     widest = max(min(len(kept), COLUMNS), min(len(aside), COLUMNS), 3)
     width = 2 * EDGE + widest * (SIDE + GAP) - GAP
     sections = [("kept", GOOD, kept), ("set aside", BAD, aside)]
@@ -46,7 +49,7 @@ def sheet(title: str, kept: Sequence[Tile], aside: Sequence[Tile]) -> bytes:
     draw.text((EDGE, EDGE - 6), _fit(draw, title, _font(26), width - 2 * EDGE), INK, _font(26))
     top = EDGE + 44
     for words, colour, tiles in sections:
-        _section(page, draw, top, words, colour, tiles)
+        _section(page, draw, top, words, colour, tiles, line)
         top += _height(len(tiles))
     buffer = io.BytesIO()
     page.save(buffer, "PNG", optimize=False, compress_level=6)
@@ -65,6 +68,7 @@ def _section(
     words: str,
     colour: str,
     tiles: Sequence[Tile],
+    line: float | None,
 ) -> None:
     more = f", the first {MOST} shown" if len(tiles) > MOST else ""
     draw.line((EDGE, top, page.width - EDGE, top), FRAME)
@@ -73,27 +77,31 @@ def _section(
     for index, tile in enumerate(tiles[:MOST]):
         x = EDGE + index % COLUMNS * (SIDE + GAP)
         y = top + 46 + index // COLUMNS * (SIDE + TEXT + GAP)
-        _tile(page, draw, x, y, tile)
+        _tile(page, draw, x, y, tile, line)
 
 
-def _tile(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, tile: Tile) -> None:
+def _tile(
+    page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, tile: Tile, line: float | None
+) -> None:
     draw.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), EMPTY)
     if tile.picture is None:
-        _nothing(draw, x, y, tile)
+        _nothing(draw, x, y)
     else:
         _picture(page, draw, x, y, tile)
     draw.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=BAD if tile.code else FRAME)
-    _bar(draw, x, y + SIDE + 5, tile)
-    room = SIDE - (44 if tile.similarity is not None else 0)
+    room = SIDE
+    if tile.similarity is not None:
+        low = tile.code == "similarity.low"
+        _bar(draw, x, y + SIDE + 5, tile.similarity, BAD if low else GOOD, line)
+        words, colour = f"{tile.similarity:.2f}", BAD if low else SOFT
+        draw.text((x + SIDE, y + SIDE + 11), words, colour, _font(13), anchor="ra")
+        room -= 40
     name = tile.name.encode("utf-8", "replace").decode()
     draw.text((x, y + SIDE + 11), _fit(draw, name, _font(13), room), INK, _font(13))
-    if tile.similarity is not None:
-        value = (x + SIDE, y + SIDE + 11)
-        colour = BAD if tile.code == "similarity.low" else SOFT
-        draw.text(value, f"{tile.similarity:.2f}", colour, _font(13), anchor="ra")
     if tile.code:
         draw.text((x, y + SIDE + 28), _fit(draw, tile.code, _font(13), SIDE), BAD, _font(13))
-        draw.text((x, y + SIDE + 45), _fit(draw, tile.detail, _font(12), SIDE), SOFT, _font(12))
+        for row, words in enumerate(_wrap(draw, tile.detail, _font(12), SIDE, 2)):
+            draw.text((x, y + SIDE + 45 + 15 * row), words, SOFT, _font(12))
 
 
 def _picture(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, tile: Tile) -> None:
@@ -129,7 +137,7 @@ def _corners(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], length: 
             draw.line(points, colour, width)
 
 
-def _nothing(draw: ImageDraw.ImageDraw, x: int, y: int, tile: Tile) -> None:
+def _nothing(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
     """A file that shows no picture."""
     middle = SIDE // 2
     for a, b in (((-22, -22), (22, 22)), ((-22, 22), (22, -22))):
@@ -137,15 +145,31 @@ def _nothing(draw: ImageDraw.ImageDraw, x: int, y: int, tile: Tile) -> None:
         draw.line(ends, "#c9c2b4", 5)
 
 
-def _bar(draw: ImageDraw.ImageDraw, x: int, y: int, tile: Tile) -> None:
+def _bar(
+    draw: ImageDraw.ImageDraw, x: int, y: int, similarity: float, colour: str, line: float | None
+) -> None:
     """Similarity as a bar of the tile's width, with a tick where the line is."""
-    if tile.similarity is None:
-        return
-    end = x + round((SIDE - 1) * min(max(tile.similarity, 0.0), 1.0))
     draw.rectangle((x, y, x + SIDE - 1, y + 2), FRAME)
-    draw.rectangle((x, y, end, y + 2), BAD if tile.code == "similarity.low" else GOOD)
-    tick = x + round((SIDE - 1) * LINE)
-    draw.line((tick, y - 2, tick, y + 4), INK)
+    if similarity > 0:
+        draw.rectangle((x, y, x + round((SIDE - 1) * min(similarity, 1.0)), y + 2), colour)
+    if line is not None:
+        tick = x + round((SIDE - 1) * line)
+        draw.line((tick, y - 2, tick, y + 4), INK)
+
+
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int, most: int) -> list[str]:
+    """`text` on at most so many lines, the last one shortened where it is too long."""
+    words, lines = text.split(), [""]
+    while words:
+        longer = f"{lines[-1]} {words[0]}".strip()
+        if lines[-1] and draw.textlength(longer, font) > width:
+            if len(lines) == most:
+                return [*lines[:-1], _fit(draw, " ".join([lines[-1], *words]), font, width)]
+            lines.append("")
+            continue
+        lines[-1] = longer
+        words.pop(0)
+    return [_fit(draw, line, font, width) for line in lines]
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:

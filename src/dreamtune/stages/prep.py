@@ -27,9 +27,9 @@ from .. import console, fsops, recipe
 from ..artifacts import CHECKPOINTS, Artifact, Store, slug
 from ..data import album, captioner, captions, encoder, focus, intake, judge
 from ..data.captions import Concept
+from ..data.examine import read
 from ..data.intake import Intake
 from ..data.judge import Verdict
-from ..data.examine import read
 from ..data.photos import Rejected, Seeing
 from ..errors import Usage, suggest
 from ..settings import Prep
@@ -160,7 +160,7 @@ def fill(folder: Path, taken: Intake, options: Prep, concept: Concept) -> Outcom
     samples = [_sample(v, words, focus.box(heat[v.looked.name]), taken) for v in kept]
     remarks = taken.remarks + judgement.remarks + captions.doubts(words, concept.identifier)
     outcome = Outcome(concept, samples, rejected, remarks + _notes(kept))
-    draw(folder, outcome, aside)
+    draw(folder, outcome, aside, judgement.line)
     for verdict in aside:
         if verdict.looked.picture:
             fsops.remove(images / verdict.looked.picture)
@@ -230,7 +230,7 @@ def caption(
     return captions.compose(names, taken.captions, concepts, wording, describe)
 
 
-def draw(folder: Path, outcome: Outcome, aside: Sequence[Verdict]) -> None:
+def draw(folder: Path, outcome: Outcome, aside: Sequence[Verdict], line: float | None) -> None:
     """The contact sheet."""
     pictures = {v.looked.name: v.looked.picture for v in aside if v.looked.picture}
     kept = [
@@ -248,8 +248,10 @@ def draw(folder: Path, outcome: Outcome, aside: Sequence[Verdict]) -> None:
         for r in outcome.rejected
     ]
     concept = outcome.concept
+    # Pictures first: files that show nothing say the same wherever they stand.
+    others.sort(key=lambda tile: tile.picture is None)
     title = f"{concept.identifier} {concept.class_word}"
-    fsops.write_bytes(folder / "contact.png", contact.sheet(title, kept, others))
+    fsops.write_bytes(folder / "contact.png", contact.sheet(title, kept, others, line))
 
 
 def report(outcome: Outcome) -> None:
