@@ -97,10 +97,19 @@ def test_a_diverging_run_stops_before_anything_bad_is_kept(tmp_path: Path) -> No
     log.add(Step(2, torch.tensor(float("nan")), torch.tensor(1.0), 1e-4))
     with pytest.raises(NonFinite, match="loss is nan at step 2"):
         log.flush()
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1  # what was sound is kept
     weight = torch.nn.Parameter(torch.tensor([1.0, float("inf")]))
     with pytest.raises(NonFinite, match="up is not finite at step 2"):
         checkpoints.save(tmp_path / "c", 2, {"up": weight}, torch.optim.AdamW([weight]))
     assert not (tmp_path / "c").exists()
+
+
+def test_a_last_update_that_diverges_leaves_no_adapter(folder: Path) -> None:
+    """The loss of a step is that of the weights before it, so only the weights can tell."""
+    wild = ["--steps", "3", "--learning-rate", "10", "--weight-decay", "1"]
+    assert forked.run([*TINY, *wild], folder) == 14, (folder / "stderr").read_text()
+    assert "is not finite at step 3" in (folder / "stderr").read_text()
+    assert Store.open(folder / "artifacts").list("adapter") == []
 
 
 @pytest.mark.parametrize(
@@ -119,6 +128,8 @@ def test_a_diverging_run_stops_before_anything_bad_is_kept(tmp_path: Path) -> No
         (["--name", "../x"], 2, ["'../x'", "cannot be a name"]),
         (["no-such-prep"], 10, ["no-such-prep"]),
         (["--base", "tiny:sd", "--resume"], 10, ["nothing to resume"]),
+        (["--base", "tiny:sd", "--resume", "--fresh"], 2, ["--resume", "--fresh"]),
+        (["--base", "tiny:sd", "--precision", "fp16", "--device", "cpu"], 2, ["fp16", "bf16"]),
         (["--base", "."], 10, ["no model_index.json"]),
     ],
 )

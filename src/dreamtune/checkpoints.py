@@ -27,14 +27,8 @@ def save(
     folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
 ) -> None:
     """Write the state after `step` updates. NonFinite, and nothing written, when a weight is."""
+    require_finite(parameters, step)
     tensors = {f"parameters.{name}": p.detach() for name, p in parameters.items()}
-    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if bad:
-        raise NonFinite(
-            f"{bad[0]} is not finite at step {step}",
-            why="the training has diverged",
-            fix="go on from the last checkpoint with a lower --learning-rate",
-        )
     for name, p in parameters.items():
         state = optimizer.state.get(p, {})
         tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
@@ -44,6 +38,17 @@ def save(
     for old in _notes(folder)[:-KEEP]:
         fsops.remove_tree(old.with_suffix(".safetensors"))
         fsops.remove_tree(old)
+
+
+def require_finite(parameters: Mapping[str, nn.Parameter], step: int) -> None:
+    """NonFinite when a weight is."""
+    bad = next((name for name, p in parameters.items() if not p.isfinite().all()), None)
+    if bad:
+        raise NonFinite(
+            f"{bad} is not finite at step {step}",
+            why="the training has diverged",
+            fix="run it again with a lower --learning-rate",
+        )
 
 
 def latest(folder: Path) -> Path | None:

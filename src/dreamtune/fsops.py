@@ -81,7 +81,7 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add one line and sync it; a torn last line before it is closed off first."""
+    """Add a line, or some, and sync; a torn last line before it is closed off first."""
     line = text.encode("utf-8", "surrogateescape") + b"\n"
     with guard(path, len(line)):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)

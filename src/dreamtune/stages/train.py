@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -91,6 +93,8 @@ def run(ask: Run) -> Artifact:
 def _resume_point(ask: Run, draft: Draft) -> Path | None:
     """The checkpoint to go on from. Never a silent new run, never a silent loss of an old one."""
     folder = draft.path / "checkpoints"
+    if ask.fresh and ask.resume:
+        raise Usage("--resume goes on with a run and --fresh drops it", fix="give one of them")
     if ask.fresh:
         fsops.remove_tree(draft.path)
         fsops.make_folder(draft.path)
@@ -128,7 +132,7 @@ class Training:
         with self._phase("steps"):
             self._step(checkpoint)
         with self._phase("save"):
-            self._export(self.draft.path)
+            self._export(self.draft.path, self.train.steps)
             self._describe()
         run: dict[str, Any] = {"seconds": self.seconds, "device": str(self.accelerator.device)}
         run |= {"final_loss": self.final_loss, "trained_parameters": self._count()}
@@ -153,6 +157,8 @@ class Training:
         train, ask = self.train, self.ask
         device = devices.choose(train.device)
         precision = devices.choose_precision(train.precision, device)
+        if precision == "fp16" and device == "cpu":
+            raise Usage("fp16 does not train on a CPU", fix="use --precision bf16 or fp32")
         mixed = "no" if precision == "fp32" else precision
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
         self.family = devices.load(train.base, str(self.accelerator.device), precision)
@@ -342,7 +348,7 @@ class Training:
         if train.preview_every and step % train.preview_every == 0:
             self._preview(step)
         if train.save_every and step % train.save_every == 0 and step < train.steps:
-            self._export(self.draft.path / "steps" / f"{step:06d}")
+            self._export(self.draft.path / "steps" / f"{step:06d}", step)
 
     def _checkpoint(self, step: int) -> None:
         if self.accelerator.is_main_process:
@@ -370,8 +376,8 @@ class Training:
 
     # Save.
 
-    def _export(self, folder: Path) -> None:
-        """The files that other tools load."""
+    def _export(self, folder: Path, step: int) -> None:
+        """The files that other tools load. NonFinite, and nothing written, when a weight is."""
         train = self.train
         facts = Facts(
             size=(self.resolution, self.resolution),
@@ -383,10 +389,10 @@ class Training:
                 "lr_scheduler": train.schedule,
             },
         )
+        checkpoints.require_finite(self.parameters, step)
         fsops.make_folder(folder)
-        for name, (tensors, metadata) in self.method.export(
-            self.family, self.concept, facts
-        ).items():
+        files = self.method.export(self.family, self.concept, facts)
+        for name, (tensors, metadata) in files.items():
             fsops.write_safetensors(folder / name, tensors, metadata)
 
     def _describe(self) -> None:
@@ -431,23 +437,31 @@ class Log:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits; NonFinite when a loss is."""
-        for step in self.waiting:
-            row = {
-                "step": step.number,
-                "loss": float(step.loss),
-                "gradient_norm": float(step.gradient_norm),
-                "learning_rate": step.learning_rate,
-            }
-            if row["loss"] - row["loss"] != 0:
-                raise NonFinite(
-                    f"the loss is {row['loss']} at step {step.number}",
-                    why="the training has diverged",
-                    fix="lower --learning-rate; --resume goes on from the last checkpoint",
-                )
-            self.shown = {"loss": row["loss"]}
-            fsops.append_line(self.path, json.dumps(row))
+        """Write what waits, synced once; NonFinite when a loss is."""
+        rows = [_row(step) for step in self.waiting]
         self.waiting = []
+        sound = list(itertools.takewhile(lambda row: math.isfinite(row["loss"]), rows))
+        if sound:
+            self.shown = {"loss": sound[-1]["loss"]}
+            fsops.append_line(self.path, "\n".join(json.dumps(row) for row in sound))
+        if len(sound) < len(rows):
+            bad = rows[len(sound)]
+            raise NonFinite(
+                f"the loss is {bad['loss']} at step {bad['step']}",
+                why="the training has diverged",
+                fix="run it again with a lower --learning-rate",
+            )
+
+
+def _row(step: Step) -> dict[str, Any]:
+    """A line of the log; a norm that is infinite, as under fp16's loss scale, is null."""
+    norm = float(step.gradient_norm)
+    return {
+        "step": step.number,
+        "loss": float(step.loss),
+        "gradient_norm": norm if math.isfinite(norm) else None,
+        "learning_rate": step.learning_rate,
+    }
 
 
 @contextlib.contextmanager
