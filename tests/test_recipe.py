@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamtune import console, recipe
+from dreamtune import console, recipe, settings
 from dreamtune.errors import NotFound, Usage
 from dreamtune.settings import option
 
@@ -308,3 +308,9 @@ def test_a_field_of_another_type_is_a_programmer_s_mistake() -> None:
 
     with pytest.raises(TypeError, match="bytes"):
         recipe.resolve(Odd, table="odd", flags={"when": "x"})
+
+
+@pytest.mark.parametrize("identifier", ["sks", "<cat-toy>", "[a b]", "[]", "a [V01]"])
+def test_an_identifier_that_training_would_not_see_is_refused(identifier: str) -> None:
+    with pytest.raises(Usage, match=r"brackets.*\[V01\]"):
+        recipe.resolve(settings.Prep, table="prep", flags={"identifier": identifier})

@@ -84,6 +84,19 @@ def test_a_reference_has_weight_and_another_name(
     assert (adapter.weight, adapter.identifier, adapter.step) == (0.8, "[V02]", None)
 
 
+def test_two_adapters_answer_to_two_names(
+    store: Store, make_adapter: Callable[..., Artifact]
+) -> None:
+    make_adapter("rex")
+    make_adapter("fido")
+    with pytest.raises(Usage, match=r"rex@v001 and fido@v001 both own \[V01\].*fido as V02"):
+        choose(store, ["[V01] dog"], ["rex", "fido"])
+    both = choose(store, ["[V01] and [V02]"], ["rex", "fido as V02"])
+    assert [a.identifier for a in both] == ["[V01]", "[V02]"]
+    with pytest.raises(Usage, match="'V 02' cannot be an identifier"):
+        choose(store, ["[V01] dog"], ["rex as V 02"])
+
+
 def test_what_cannot_be_found(store: Store, make_adapter: Callable[..., Artifact]) -> None:
     make_adapter("rex")
     with pytest.raises(NotFound, match=r"no adapter owns \[V09\].*\[V01\] dog"):
@@ -195,6 +208,7 @@ def test_prompts_come_from_arguments_a_file_and_stdin(tmp_path: Path) -> None:
         (["a dog"], 2, ["no identifier", "--with none"]),
         (["x", "--with", "none", "--size", "big"], 2, ["size", "512x768"]),
         (["x", "--with", "none", "--base", "tiny:sd", "--size", "70"], 2, ["multiples of 16"]),
+        (["x", "--with", "none", "--base", "tiny:sd", "--size", "00"], 2, ["multiples of 16"]),
         (["x", "--with", "none", "--out", "x.jpg"], 2, [".png"]),
         (["x", "--with", "none", "--out", "no/x.png"], 10, ["no folder no"]),
         (["x", "--prompt-file", "no.txt"], 10, ["no.txt"]),

@@ -122,8 +122,12 @@ class Prep:
     workers: int | None = option(None, low=1, help="Decoding processes. [cores]")
 
     def __post_init__(self) -> None:
-        if not self.identifier or any(ch.isspace() or ch == "," for ch in self.identifier):
-            raise Usage(f"identifier = {self.identifier!r} must be one word, without commas")
+        if not re.fullmatch(r"\[[A-Za-z0-9_-]+\]", self.identifier):
+            raise Usage(
+                f"identifier = {self.identifier!r} must be letters and digits in brackets",
+                why="training and sampling find it by them",
+                fix="for example [V01]",
+            )
         if self.threshold != "auto" and not _is_share(self.threshold):
             raise Usage(f"threshold = {self.threshold!r} must be a number from 0 to 1, or auto")
 

@@ -71,6 +71,7 @@ def choose(store: Store, prompts: Sequence[str], refs: Sequence[str]) -> list[Ad
         return []
     if refs:
         adapters = [_named(store, ref) for ref in refs]
+        _check_distinct(adapters)
         for prompt in prompts:
             if not any(a.identifier in prompt for a in adapters):
                 words = " or ".join(a.identifier for a in adapters)
@@ -85,6 +86,19 @@ def choose(store: Store, prompts: Sequence[str], refs: Sequence[str]) -> list[Ad
     return list(found.values())
 
 
+def _check_distinct(adapters: Sequence[Adapter]) -> None:
+    """Usage when two adapters would answer to one identifier: only one of them could."""
+    owners: dict[str, Adapter] = {}
+    for adapter in adapters:
+        other = owners.setdefault(adapter.identifier, adapter)
+        if other is not adapter:
+            labels = f"{other.artifact.label} and {adapter.artifact.label}"
+            raise Usage(
+                f"{labels} both own {adapter.identifier}",
+                fix=f"give one another name: --with '{adapter.artifact.name} as V02'",
+            )
+
+
 def _named(store: Store, text: str) -> Adapter:
     """An adapter as --with names it: "rex", "rex@0.8", "rex@step=300", "rex as V02"."""
     ref, _, alias = text.partition(" as ")
@@ -97,6 +111,8 @@ def _named(store: Store, text: str) -> Adapter:
     step = _step(artifact, options["step"]) if "step" in options else None
     own = artifact.read_json("adapter.json")["identifier"]
     identifier = f"[{alias.strip().strip('[]')}]" if alias else own
+    if alias and not IDENTIFIER.fullmatch(identifier):
+        raise Usage(f"{alias.strip()!r} cannot be an identifier", fix="use letters and digits: V02")
     return Adapter(artifact, identifier, 1.0 if weight is None else weight, step)
 
 
@@ -272,7 +288,7 @@ def _size(asked: str | None, family: Family) -> tuple[int, int]:
     """(width, height) px; Usage when the base can not make it."""
     parts = [int(n) for n in (asked or str(family.resolution)).split("x")]
     width, height = parts[0], parts[-1]
-    if width % family.multiple or height % family.multiple:
+    if not width or not height or width % family.multiple or height % family.multiple:
         raise Usage(
             f"size {asked} does not fit the base {family.base}",
             why=f"width and height must be multiples of {family.multiple}",
@@ -297,7 +313,7 @@ def _facts(
         "Seed": seed,
         "Size": f"{image.width}x{image.height}",
         "Model hash": ask.recipe["base_hash"][:10],
-        "Model": ask.base,
+        "Model": Path(ask.base).name,  # a picture gets around: it need not say where bases live
         "Version": f"dreamtune {__version__}",
     }
     exact = {
