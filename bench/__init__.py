@@ -1,0 +1,1 @@
+"""Side-by-side measurements against peers, and of our own parts."""
