@@ -315,9 +315,9 @@ def test_the_command_line(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(said.err.splitlines()) == 2
 
 
-def test_no_class_is_said(photos: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_guessed_class_is_said(photos: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     stage.run(photos, Prep(), store)
-    assert "captions say 'object'" in capsys.readouterr().err
+    assert "no --class given, so captions say '" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -23,9 +23,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from .. import console, fsops, recipe
 from ..artifacts import CHECKPOINTS, Artifact, Store, slug
-from ..data import album, captioner, captions, encoder, focus, intake, judge
+from ..data import album, captioner, captions, encoder, focus, intake, judge, zeroshot
 from ..data.captions import Concept
 from ..data.examine import read
 from ..data.intake import Intake
@@ -36,6 +38,7 @@ from ..settings import Prep
 from . import contact
 
 VERSION = 1
+SURE = 0.33  # probability from which a guessed class is used; of 20 subjects 12 right, 2 wrong
 SHOWN = 40  # rows of the table on stderr; rejected.jsonl has them all
 
 
@@ -80,8 +83,7 @@ def run(
     """
     taken = intake.take(source, options.identifier, options.caption_ext, options.follow_symlinks)
     check(options, taken)
-    concept = Concept(options.identifier, class_word(options, taken), options.kind)
-    settled = {**recipe.to_dict(options), "class_word": concept.class_word}
+    settled = {**recipe.to_dict(options), "class_word": options.class_word or taken.class_word()}
     settled.pop("workers")  # changes the time, not the result
     settings = {"prep": settled, "inputs": digest(taken, options)}
     key = store.key("prep", VERSION, settings, [])
@@ -93,12 +95,12 @@ def run(
         return finished if dry_run else store.reuse(finished), outcome
     if dry_run:
         with TemporaryDirectory(prefix="dreamtune-") as scratch:
-            outcome = fill(Path(scratch), taken, options, concept)
+            outcome = fill(Path(scratch), taken, options)
         report(outcome)
         return None, outcome
     with store.draft("prep", name or slug(taken.name), key, settings, [], keep=True) as draft:
         started = time.monotonic()
-        outcome = fill(draft.path, taken, options, concept)
+        outcome = fill(draft.path, taken, options)
         report(outcome)
         return draft.commit({"seconds": round(time.monotonic() - started, 3)}), outcome
 
@@ -120,12 +122,23 @@ def template(options: Prep) -> str:
     return options.caption or captions.TEMPLATES[options.kind]
 
 
-def class_word(options: Prep, taken: Intake) -> str:
-    """The class that was given, or that folders name, or a word that is never wrong."""
+def class_word(looked: album.Album, kept: Sequence[Verdict], options: Prep, taken: Intake) -> str:
+    """The class that was given, or that folders name, or what the photos seem to show.
+
+    A guess is always said; a word that is never wrong takes the place of an unsure one.
+    """
     if options.class_word or taken.class_word():
         return options.class_word or taken.class_word() or ""
     word = "object" if options.kind == "subject" else "picture"
-    console.warn(f"no --class given, so captions say {word!r}")
+    share = 0.0
+    if options.kind == "subject" and options.clip == encoder.BUILTIN:
+        rows = {entry.name: row for entry, row in zip(looked.looked, looked.features, strict=True)}
+        named = zeroshot.classify(np.stack([rows[v.looked.name] for v in kept]))
+        # Words for the same thing, as bag and backpack, tie: the first says most.
+        share = sum(p for _, p in named if abs(p - named[0][1]) < 1e-4)
+        word = named[0][0] if share >= SURE else word
+    why = f"looks like it, {share:.0%}" if share >= SURE else "unsure what it is"
+    console.warn(f"no --class given, so captions say {word!r} ({why})")
     return word
 
 
@@ -143,7 +156,7 @@ def digest(taken: Intake, options: Prep) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def fill(folder: Path, taken: Intake, options: Prep, concept: Concept) -> Outcome:
+def fill(folder: Path, taken: Intake, options: Prep) -> Outcome:
     """Do the work and write the payload into `folder`."""
     images = fsops.make_folder(folder / IMAGES)
     looked, calibration = look(folder, taken, options)
@@ -153,8 +166,10 @@ def fill(folder: Path, taken: Intake, options: Prep, concept: Concept) -> Outcom
     rejected = [_rejected(r.name, r.code, r.detail, None) for r in taken.found.refused]
     rejected += [_rejected(v.looked.name, v.code, v.detail, v.similarity) for v in aside]
     if not kept:
-        report(Outcome(concept, [], rejected))
+        report(Outcome(Concept(options.identifier, "", options.kind), [], rejected))
         raise Usage("no photo is left", why=f"all {len(rejected)} were set aside")
+    word = class_word(looked, kept, options, taken)
+    concept = Concept(options.identifier, word, options.kind)
     words = caption(kept, images, taken, options, concept)
     heat = {entry.name: row for entry, row in zip(looked.looked, looked.heat, strict=True)}
     samples = [_sample(v, words, focus.box(heat[v.looked.name]), taken) for v in kept]
