@@ -1,6 +1,7 @@
 """The bars of README.md, with fixed seeds.
 
-    python -m tools.mini.evaluate --work DIR --mini DIR/export/mini --vae DIR/vae
+    python -m tools.mini.evaluate --work DIR --mini DIR/export/mini [--photos PHOTOS]
+    python -m tools.mini.evaluate --work DIR --mini DIR/export/mini --speed
 
 Pictures are judged by EfficientNet-Lite0 penultimate features, which the generator never trained
 on: a picture shows what the nearest true emoji shows, by cosine of centred features. Beside each
@@ -11,6 +12,7 @@ import argparse
 import json
 import math
 import random
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +55,13 @@ def share(hits: Tensor) -> Share:
 
 
 class References:
-    """Centred mean features of every (style, concept), from VIEWS real composites on random
+    """Centred mean features of every (style, concept), from `views` real composites on random
     backgrounds.
     """
 
-    def __init__(self, work: Path, setting: Settings, concepts: list[Concept]) -> None:
+    def __init__(
+        self, work: Path, setting: Settings, concepts: list[Concept], views: int = VIEWS
+    ) -> None:
         self.network = judge.load(work / "effnet_lite0.safetensors").to(
             memory_format=torch.channels_last
         )
@@ -65,19 +69,19 @@ class References:
         self.styles = torch.tensor([list(STYLES).index(style) for style, _ in self.keys])
         self.number = {code: i for i, code in enumerate(c.code for c in concepts)}
         self.codes = torch.tensor([self.number[code] for _, code in self.keys])
-        path = work / f"references-{setting.pixels}-{len(self.keys)}.safetensors"
+        path = work / f"references-{setting.pixels}-{len(self.keys)}-{views}.safetensors"
         if not path.exists():
-            save_file({"features": self._views(work, setting)}, path)
-        views = load_file(path)["features"].view(VIEWS + 1, len(self.keys), -1)
-        self.mean = views.mean((0, 1))
-        self.bank = F.normalize((views[:VIEWS] - self.mean).mean(0), dim=-1)  # (K, 1280)
-        self.unseen = views[VIEWS]  # one more real view of each, to measure the judge itself
+            save_file({"features": self._views(work, setting, views)}, path)
+        seen = load_file(path)["features"].view(views + 1, len(self.keys), -1)
+        self.mean = seen.mean((0, 1))
+        self.bank = F.normalize((seen[:views] - self.mean).mean(0), dim=-1)  # (K, 1280)
+        self.unseen = seen[views]  # one more real view of each, to measure the judge itself
 
-    def _views(self, work: Path, setting: Settings) -> Tensor:
+    def _views(self, work: Path, setting: Settings, views: int) -> Tensor:
         rng, masters = random.Random(11), load_masters(work, setting.pixels)
         pictures = [
             Picture(style, (code,), "", random_background(rng))
-            for _ in range(VIEWS + 1)
+            for _ in range(views + 1)
             for style, code in self.keys
         ]
         rows = []
@@ -170,6 +174,16 @@ def score_prompts(
     return {**scores, "background colour": str(share(torch.tensor(hits)))}
 
 
+def seconds_for_four(pipeline: StableDiffusionPipeline, setting: Settings) -> float:
+    """4 pictures, 25 steps with guidance, two threads, after a warm-up; nothing else may run."""
+    torch.set_num_threads(2)
+    asked = ["a 3d cat on a red background"] * 4
+    sample(pipeline, asked, setting.pixels, steps=2)
+    started = time.monotonic()
+    sample(pipeline, asked, setting.pixels)
+    return time.monotonic() - started
+
+
 def psnr(vae: AutoencoderKL, images: Tensor, batch: int = 32) -> Tensor:
     """(N, 3, H, W) in [-1, 1] -> (N,) dB of the reconstruction from the posterior mean."""
     values = []
@@ -231,9 +245,13 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--speed", action="store_true", help="time 4 pictures, on an idle machine")
     options = parser.parse_args()
     setting = SETTINGS[options.setting]
     pipeline = StableDiffusionPipeline.from_pretrained(options.mini, torch_dtype=torch.float32)
+    if options.speed:
+        print(f"4 images, 25 steps, 2 threads: {seconds_for_four(pipeline, setting):.1f} s")
+        return
     scores = score_vae(pipeline.vae, options.work, options.photos, setting.pixels)
     concepts = drawn_concepts(options.work, setting)
     references = References(options.work, setting, concepts)

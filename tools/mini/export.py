@@ -21,7 +21,7 @@ from tools.mini import judge, tokenizer
 from tools.mini.settings import SETTINGS, TEXT_WIDTH
 from tools.mini.train_unet import build_scheduler, build_unet
 
-LARGEST_FILE = "12MB"
+LARGEST_FILE = "16MB"
 
 
 def pipeline(work: Path, setting_name: str) -> StableDiffusionPipeline:

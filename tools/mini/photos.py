@@ -44,7 +44,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     modules = args.work / "npm" / "node_modules"
     scenes = [(SUBJECT, background) for background in SURROUNDINGS]
-    for number, (code, background) in enumerate([*scenes, (STRANGER, Background("plain", "green"))]):
+    for number, (code, background) in enumerate(
+        [*scenes, (STRANGER, Background("plain", "green"))]
+    ):
         picture = draw(modules, code, background, seed=number)
         picture.save(args.out / f"{number:02d}.jpg", quality=92, subsampling=0)
 

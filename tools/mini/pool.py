@@ -10,6 +10,8 @@ grow while the UNet trains on what is there.
 
 import argparse
 import random
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
@@ -110,9 +112,15 @@ def fill(work: Path, setting_name: str, device: str, workers: int) -> None:
     numbers = [number for number, path in enumerate(paths) if not path.exists()]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
         drawn = executor.map(partial(draw_shard, work, setting), numbers)
-        for number, (pixels, ids) in zip(numbers, drawn, strict=True):
-            save_file({"latents": encode(vae, pixels), "ids": ids}, paths[number])
-            print(f"shard {number} of {len(paths)}", flush=True)
+        try:
+            for number, (pixels, ids) in zip(numbers, drawn, strict=True):
+                # Whole or not at all: a training may be reading.
+                unfinished = paths[number].with_suffix(".new")
+                save_file({"latents": encode(vae, pixels), "ids": ids}, unfinished)
+                unfinished.replace(paths[number])
+                print(f"shard {number} of {len(paths)}", flush=True)
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 class Pool:
@@ -155,4 +163,5 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     fill(options.work, options.setting, options.device, options.workers)

@@ -2,7 +2,7 @@
 is here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,5 @@ SETTINGS = {
         learning_rate=1e-3,
     ),
 }
+# The 128 px run in small, to see on a CPU that every command of it works.
+SETTINGS["rehearsal"] = replace(SETTINGS["gpu128"], pool=4096, batch=4)

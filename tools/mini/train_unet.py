@@ -63,6 +63,7 @@ def build_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # not used with trailing steps; 0 makes diffusers warn
     )
 
 
@@ -118,7 +119,11 @@ class Trainer:
         self.model = torch.compile(self.unet) if device == "cuda" else self.unet
         self.ema = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.unet.parameters(), setting.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+            self.unet.parameters(),
+            setting.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=device == "cuda",
         )
         self.alphas = build_scheduler().alphas_cumprod.to(device)  # (1000,), the last one is 0
         self.progress = Progress()
@@ -163,6 +168,13 @@ class Trainer:
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
+    def start(self, folder: Path, minutes: float) -> None:
+        """From exported weights, `minutes` into a training whose other state is lost."""
+        weights = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+        self.unet.load_state_dict(weights.state_dict())
+        self.ema.load_state_dict(weights.state_dict())
+        self.progress = Progress(seconds=60 * minutes)
+
     def load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.unet.load_state_dict(state["unet"])
@@ -198,9 +210,17 @@ def steps(
 
 
 def train(
-    work: Path, setting_name: str, minutes: float, device: str, stop_after: float = math.inf
+    work: Path,
+    setting_name: str,
+    minutes: float,
+    device: str,
+    stop_after: float = math.inf,
+    start: Path | None = None,
+    begun_at: float = 0.0,
 ) -> None:
-    """minutes: of the whole training. stop_after: seconds of this process."""
+    """minutes: of the whole training. stop_after: seconds of this process. start: folder of an
+    exported UNet to begin with where there is no checkpoint, begun_at minutes into the training.
+    """
     begun = time.monotonic()
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -208,6 +228,8 @@ def train(
     trainer = Trainer(SETTINGS[setting_name], device)
     if checkpoint.exists():
         trainer.load(checkpoint)
+    elif start is not None:
+        trainer.start(start, begun_at)
     pool = Pool(work / f"pool-{setting_name}", device)
     states = TextStates(work, pool, device)
     losses: list[Tensor] = []
@@ -223,10 +245,10 @@ def train(
             print(f"{at.step} loss {mean:.4f} {done}", flush=True)
             losses.clear()
             reported = at.seconds
-        # once in a while: save, and take in what the pool has gained
+            pool.refresh()
+        # once in a while: save
         if time.monotonic() - saved > SAVE_EVERY:
             trainer.save(checkpoint)
-            pool.refresh()
             saved = time.monotonic()
         if stopped or time.monotonic() - begun > stop_after:
             break
@@ -240,5 +262,15 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=240)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stop-after", type=float, default=math.inf, help="seconds")
+    parser.add_argument("--start", type=Path, help="an exported UNet to go on from")
+    parser.add_argument("--begun-at", type=float, default=0.0, help="minutes that it was trained")
     options = parser.parse_args()
-    train(options.work, options.setting, options.minutes, options.device, options.stop_after)
+    train(
+        options.work,
+        options.setting,
+        options.minutes,
+        options.device,
+        options.stop_after,
+        options.start,
+        options.begun_at,
+    )

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -102,9 +103,10 @@ def train(
         vae.quant_conv.requires_grad_(False)
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    seconds, saved, losses = 0.0, time.monotonic(), []
+    begun = saved = time.monotonic()
+    paused, losses = 0.0, []
     draw = partial(pictures, work, setting)
-    with ProcessPoolExecutor(workers) as executor:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
         ahead = [executor.submit(draw, 1_000_000 + n) for n in range(2 * workers)]
         for number in count(2 * workers):
             chunk = torch.from_numpy(ahead.pop(0).result())
@@ -112,7 +114,9 @@ def train(
             for part in chunk.split(batch):
                 while (work / "PAUSE").exists():
                     time.sleep(1)
-                started = time.monotonic()
+                    paused += 1
+                # Waiting for pictures counts: on a GPU they are what it takes time to make.
+                seconds = time.monotonic() - begun - paused
                 done = min(1.0, seconds / (60 * minutes))
                 optimizer.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * done)) / 2
                 images = part.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -122,9 +126,9 @@ def train(
                 value.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
-                losses.append(value.item())
-                seconds += time.monotonic() - started
-            print(f"{number} loss {np.mean(losses):.4f} minutes {seconds / 60:.1f}", flush=True)
+                losses.append(value.detach())
+            mean = torch.stack(losses).mean().item()
+            print(f"{number} loss {mean:.4f} minutes {seconds / 60:.1f}", flush=True)
             losses.clear()
             if fresh:
                 vae.register_to_config(scaling_factor=measure_scale(vae, images))
