@@ -104,7 +104,9 @@ def fingerprint(base: str, part: str = "") -> str:
     if base.startswith("tiny:"):
         return f"{base}/{part}"
     folder = locate(base)
-    files = sorted(p for s in (".safetensors", ".json", ".txt") for p in folder.rglob(f"*{s}"))
+    # Two levels of glob, since rglob would pass over a part that is a linked folder.
+    found = sorted([*folder.glob("*"), *folder.glob("*/*")])
+    files = [p for p in found if p.suffix in (".safetensors", ".json", ".txt")]
     lines = [
         f"{path.relative_to(folder).as_posix()} {hash_file(path)}"
         for path in files

@@ -111,6 +111,10 @@ def clip_stacks(folder: Path, encoders: dict[str, Any]) -> list[TextStack]:
     for name, encoder in encoders.items():
         words = name.replace("text_encoder", "tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=words)
+        # Released configs say 2, for which transformers pools at the largest id: a new word's.
+        for module in encoder.modules():
+            if hasattr(module, "eos_token_id"):
+                module.eos_token_id = tokenizer.eos_token_id
         length = int(encoder.config.max_position_embeddings)
         stacks.append(TextStack(name, tokenizer, encoder, length))
     return stacks

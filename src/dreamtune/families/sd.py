@@ -50,7 +50,7 @@ class Family:
         }
         parts = _unet.parts(folder, classes, dtype)
         (text,) = clip_stacks(folder, {"text_encoder": parts["text_encoder"]})
-        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        scheduler = _unet.scheduler(folder)
         return cls(base, parts["unet"], parts["vae"], text, scheduler)
 
     @classmethod

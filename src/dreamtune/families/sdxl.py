@@ -51,7 +51,7 @@ class Family:
         }
         parts = _unet.parts(folder, classes, dtype)
         text = clip_stacks(folder, {n: m for n, m in parts.items() if n.startswith("text")})
-        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        scheduler = _unet.scheduler(folder)
         return cls(base, parts["unet"], parts["vae"], text, scheduler)
 
     @classmethod

@@ -1,0 +1,156 @@
+"""Bases from folders: every layout that people have, and nothing that is incomplete or unsafe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dreamtune import families
+from dreamtune.errors import Damaged, Unsafe
+from dreamtune.methods import Concept
+from dreamtune.methods.embedding import Method, Options
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "sd"
+    families.load("tiny:sd", torch.float32).pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def base(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "base"))
+
+
+def same_as_tiny(base: Path) -> bool:
+    ours, tiny = (families.load(b, torch.float32) for b in (str(base), "tiny:sd"))
+    pairs = [(ours.denoiser, tiny.denoiser), (ours.vae, tiny.vae)]
+    pairs += [(ours.text[0].encoder, tiny.text[0].encoder)]
+    return all(
+        torch.equal(tensor, b.state_dict()[name])
+        for a, b in pairs
+        for name, tensor in a.state_dict().items()
+    )
+
+
+def older_names(base: Path) -> None:
+    tensors = load_file(base / TEXT)
+    save_file({f"text_model.{k}": v for k, v in tensors.items()}, base / TEXT, {"format": "pt"})
+
+
+def half_names(base: Path) -> None:
+    for part in ("unet", "vae", "text_encoder"):
+        (file,) = (base / part).glob("*.safetensors")
+        file.rename(file.with_suffix(".fp16.safetensors"))
+
+
+def sharded(base: Path) -> None:
+    tensors = load_file(base / UNET)
+    names = sorted(tensors)
+    half = len(names) // 2
+    places = {}
+    for i, some in enumerate((names[:half], names[half:]), 1):
+        file = f"diffusion_pytorch_model-{i:05d}-of-00002.safetensors"
+        save_file({n: tensors[n] for n in some}, base / "unet" / file, {"format": "pt"})
+        places |= dict.fromkeys(some, file)
+    (base / UNET).unlink()
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (base / f"{UNET}.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("change", [older_names, half_names, sharded])
+def test_layouts_that_people_have(change: Callable[[Path], None], base: Path) -> None:
+    change(base)
+    assert same_as_tiny(base)
+
+
+def test_other_schedulers_lend_ddim_their_noise_only(base: Path) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    DPMSolverMultistepScheduler(beta_start=0.01).save_pretrained(base / "scheduler")
+    scheduler = families.load(str(base), torch.float32).scheduler
+    assert scheduler.config.clip_sample is False
+    assert scheduler.config.beta_start == 0.01
+
+
+def test_text_is_pooled_at_its_end_even_after_a_new_word(base: Path) -> None:
+    """SDXL's configs give 2 as the end's id, which transformers reads as: the largest id."""
+    file = base / "text_encoder/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": 2}))
+    family = families.load(str(base), torch.float32)
+    Method(Options()).attach(family, Concept("[V01]", "dog", "rex"), seed=0)
+    (stack,) = family.text
+    ids = stack.tokenize(["a [V01]"])
+    end = ids[0].tolist().index(stack.tokenizer.eos_token_id)
+    assert ids.max() > stack.tokenizer.eos_token_id
+    output = stack.encoder(ids)
+    assert torch.equal(output.pooler_output[0], output.last_hidden_state[0, end])
+
+
+def test_a_linked_part_counts(base: Path, tmp_path: Path) -> None:
+    before = families.fingerprint(str(base))
+    (base / "unet").rename(tmp_path / "elsewhere")
+    (base / "unet").symlink_to(tmp_path / "elsewhere")
+    families.fingerprint.cache_clear()
+    assert families.fingerprint(str(base)) == before
+
+
+def without_a_weight(base: Path, part: str) -> None:
+    tensors = load_file(base / part)
+    tensors.pop(sorted(tensors)[5])
+    save_file(tensors, base / part, {"format": "pt"})
+
+
+def cut_off(base: Path) -> None:
+    (base / UNET).write_bytes((base / UNET).read_bytes()[:-100])
+
+
+def pickle_only(base: Path) -> None:
+    (base / UNET).rename(base / "unet/diffusion_pytorch_model.bin")
+
+
+def renamed_pickle(base: Path) -> None:
+    torch.save({"x": torch.zeros(2)}, base / UNET)
+
+
+def shard_elsewhere(base: Path) -> None:
+    tensors = load_file(base / TEXT)
+    (base / TEXT).rename(base / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "../outside.safetensors")}
+    (base / f"{TEXT}.index.json").write_text(json.dumps(index))
+    save_file({"x": torch.zeros(1)}, base / "text_encoder/x.safetensors")
+
+
+def foreign_code(base: Path) -> None:
+    file = base / "text_encoder/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "_attn_implementation": "a/b"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        (lambda base: without_a_weight(base, UNET), Damaged, "1 weights are not in"),
+        (lambda base: without_a_weight(base, TEXT), Damaged, "1 weights are not in"),
+        (cut_off, Damaged, "truncated"),
+        (pickle_only, Unsafe, "a pickle"),
+        (renamed_pickle, Unsafe, "a pickle"),
+        (shard_elsewhere, Unsafe, "beside its index"),
+        (foreign_code, Unsafe, "foreign code"),
+    ],
+)
+def test_what_is_incomplete_or_unsafe_is_refused(
+    change: Callable[[Path], None], kind: type, words: str, base: Path
+) -> None:
+    change(base)
+    with pytest.raises(kind, match=words):
+        families.load(str(base), torch.float32)
