@@ -288,7 +288,8 @@ def test_a_kohya_dataset_file(photos: Path, store: Store, tmp_path: Path) -> Non
     file = tmp_path / "dataset.toml"
     file.write_text(
         "[general]\ncaption_extension = '.caption'\n[[datasets]]\nresolution = 512\n"
-        "[[datasets.subsets]]\nimage_dir = 'my clock'\nclass_tokens = 'sks clock'\nnum_repeats = 3\n"
+        "[[datasets.subsets]]\nimage_dir = 'my clock'\nclass_tokens = 'sks clock'\n"
+        "num_repeats = 3\n"
         "[[datasets.subsets]]\nimage_dir = 'reg'\nis_reg = true\n"
     )
     _, outcome = stage.run(file, Prep(caption_missing="template"), store)
@@ -315,9 +316,12 @@ def test_the_command_line(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(said.err.splitlines()) == 2
 
 
-def test_a_guessed_class_is_said(photos: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    stage.run(photos, Prep(), store)
-    assert "no --class given, so captions say '" in capsys.readouterr().err
+def test_a_guessed_class_is_said(
+    photos: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, outcome = stage.run(photos, Prep(), store)
+    said = f"no --class given, so captions say {outcome.concept.class_word!r}"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
