@@ -13,7 +13,7 @@ import torch
 from dreamtune import families, plugins, settings
 from dreamtune.artifacts import Artifact, Store
 from dreamtune.recipe import Chosen, method_options
-from dreamtune.stages import sample, train
+from dreamtune.stages import adapters, train
 
 CASES = [
     (family, method)
@@ -60,7 +60,7 @@ def run_matrix_case(name: str, method: str, store: Store, prep: Artifact) -> Non
 
     base = families.load(f"tiny:{name}", torch.float32)
     plain = predict(base, "a dog")
-    sample._put_in(base, sample.Adapter(artifact, "[V01]"))
+    adapters.put_in(base, adapters.Adapter(artifact, "[V01]"))
     loaded = predict(base, "a [V01] dog")
 
     assert torch.allclose(live, loaded, rtol=1e-4, atol=1e-5)

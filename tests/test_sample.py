@@ -13,7 +13,8 @@ from PIL import Image
 from dreamtune.artifacts import Artifact, Store
 from dreamtune.errors import NotFound, Usage
 from dreamtune.formats import infotext
-from dreamtune.stages.sample import choose, grid
+from dreamtune.stages.adapters import choose
+from dreamtune.stages.sample import grid
 from tests import forked
 
 FEW = ["--steps", "2", "--device", "cpu"]

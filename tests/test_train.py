@@ -90,7 +90,7 @@ def test_a_diverging_run_stops_before_anything_bad_is_kept(tmp_path: Path) -> No
 
     from dreamtune import checkpoints
     from dreamtune.loop import Step
-    from dreamtune.stages.train import Log
+    from dreamtune.stages.log import Log
 
     log = Log(tmp_path / "log.jsonl", 0)
     log.add(Step(1, torch.tensor(0.5), torch.tensor(1.0), 1e-4))

@@ -15,6 +15,8 @@ from typing import Any
 
 from .errors import Usage
 
+IDENTIFIER = re.compile(r"\[[A-Za-z0-9_-]+\]")  # "[V01]", in captions and prompts alike
+
 
 def option(
     default: Any,
@@ -122,7 +124,7 @@ class Prep:
     workers: int | None = option(None, low=1, help="Decoding processes. [cores]")
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\[[A-Za-z0-9_-]+\]", self.identifier):
+        if not IDENTIFIER.fullmatch(self.identifier):
             raise Usage(
                 f"identifier = {self.identifier!r} must be letters and digits in brackets",
                 why="training and sampling find it by them",

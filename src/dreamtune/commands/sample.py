@@ -41,11 +41,12 @@ def run(
     """Make pictures, and print the folder that holds them."""
     from ..artifacts import Store
     from ..stages import sample as stage
+    from ..stages.adapters import choose
 
     texts = _prompts(prompts or [], prompt_file)
     home = Store.open(store)
     _check_out(out, force)
-    ask = stage.Run(home, texts, stage.choose(home, texts, adapters or []), sample)
+    ask = stage.Run(home, texts, choose(home, texts, adapters or []), sample)
     if dry_run:
         console.say(f"would make {len(texts) * sample.count} pictures with {ask.base}")
         return

@@ -1,8 +1,8 @@
 """Encodings of what is not trained: computed once, found again by what they were made from.
 
 A photo's entry holds the VAE posteriors (mean and std, fp32) of K random crops with their sizes and
-corners. Its key covers the photo's bytes, the crops, the VAE's weights and what does the arithmetic,
-so that an entry can not be stale; one that fails its checksum is computed again.
+corners. Its key covers the photo's bytes, the crops, the VAE's weights and what does the
+arithmetic, so that an entry can not be stale; one that fails its checksum is computed again.
 """
 
 from __future__ import annotations

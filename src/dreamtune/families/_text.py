@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dreamtune.errors import Usage
+from dreamtune.settings import IDENTIFIER
 
-IDENTIFIER = re.compile(r"\[[A-Za-z0-9_-]+\]")
 _RESERVED = re.compile(r"<id\d+>")
 _RARE = re.compile(r"([a-z]{1,4})</w>")
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
-import json
-import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,13 +16,13 @@ from dreamtune.artifacts import Artifact, Draft, Store, library_versions, thread
 from dreamtune.errors import Interrupted, NonFinite, NotFound, Usage, WouldOverwrite
 from dreamtune.methods import Concept, Facts, Method
 from dreamtune.settings import Train
+from dreamtune.stages.log import Log
+from dreamtune.stages.signals import signals
 
 if TYPE_CHECKING:
     from dreamtune.data.cache import Cache, Tensors
-    from dreamtune.loop import Step
 
 VERSION = 1  # of what an adapter artifact holds and how it is made
-FLUSH = 10  # updates whose losses are read at once, so that a GPU is not waited for at each
 CHECKPOINT_SECONDS = 600.0
 
 
@@ -321,7 +317,7 @@ class Training:
             clip=train.clip,
         )
         saved = time.monotonic()
-        with _signals() as received, console.progress(train.steps, "training") as bar:
+        with signals() as received, console.progress(train.steps, "training") as bar:
             bar.advance(start)
             for step in steps:
                 log.add(step)
@@ -417,69 +413,6 @@ class Training:
 
     def _count(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
-
-
-class Log:
-    """log.jsonl: a line an update. Values stay on the device until some are due."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        """`start`: updates done; what an interrupted run logged after them is dropped."""
-        self.path = path
-        self.waiting: list[Step] = []
-        self.shown: dict[str, float] = {}
-        with contextlib.suppress(FileNotFoundError):
-            lines = path.read_text().splitlines()[:start]
-            fsops.write_text(path, "".join(f"{line}\n" for line in lines))
-
-    def add(self, step: Step) -> None:
-        self.waiting.append(step)
-        if len(self.waiting) >= FLUSH:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what waits, synced once; NonFinite when a loss is."""
-        rows = [_row(step) for step in self.waiting]
-        self.waiting = []
-        sound = list(itertools.takewhile(lambda row: math.isfinite(row["loss"]), rows))
-        if sound:
-            self.shown = {"loss": sound[-1]["loss"]}
-            fsops.append_line(self.path, "\n".join(json.dumps(row) for row in sound))
-        if len(sound) < len(rows):
-            bad = rows[len(sound)]
-            raise NonFinite(
-                f"the loss is {bad['loss']} at step {bad['step']}",
-                why="the training has diverged",
-                fix="run it again with a lower --learning-rate",
-            )
-
-
-def _row(step: Step) -> dict[str, Any]:
-    """A line of the log; a norm that is infinite, as under fp16's loss scale, is null."""
-    norm = float(step.gradient_norm)
-    return {
-        "step": step.number,
-        "loss": float(step.loss),
-        "gradient_norm": norm if math.isfinite(norm) else None,
-        "learning_rate": step.learning_rate,
-    }
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; a second one ends the process at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        console.say("finishing this step and saving; once more to stop at once")
-        signal.signal(number, signal.SIG_DFL)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _import_libraries() -> None:
