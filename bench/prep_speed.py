@@ -6,7 +6,8 @@
 The folder's photos are cropped and re-encoded until there are enough different ones, in a
 temporary folder. The bare sum is one process that decodes every photo and then runs the image
 tower over all of them, on all cores, after its imports: nothing is checked, compared, cleaned or
-written. prep is the whole command, imports and all. They take turns; medians are compared.
+written. prep is the whole command, imports and all. They take turns; medians are compared, of
+time and of processor time, which is the one to read on a machine that has other work.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -52,8 +54,16 @@ def decoded(file: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
 
 
+def processor() -> float:
+    """Processor seconds of this process and of its finished children."""
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
 def bare(folder: Path) -> dict[str, float]:
-    """Seconds of decoding and of the tower, each on all cores."""
+    """Seconds of decoding and of the tower, each on all cores, and processor seconds of both."""
     import torch
 
     from dreamtune.data import encoder
@@ -62,6 +72,7 @@ def bare(folder: Path) -> dict[str, float]:
     tower = Tower.read(encoder.ASSETS / encoder.WEIGHTS)
     files = sorted(folder.iterdir())
     cores = len(os.sched_getaffinity(0))
+    before = processor()
     with ProcessPoolExecutor(cores) as pool:
         list(pool.map(decoded, files[:cores]))  # the workers' start is not decoding
         started = time.monotonic()
@@ -72,14 +83,15 @@ def bare(folder: Path) -> dict[str, float]:
     with ThreadPoolExecutor(cores, initializer=lambda: torch.set_num_threads(1)) as threads:
         for cells in threads.map(tower, batches):
             cells.mean((1, 2))
-    return {"decoding": decoding, "tower": time.monotonic() - started}
+    tower_seconds = time.monotonic() - started
+    return {"decoding": decoding, "tower": tower_seconds, "cpu": processor() - before}
 
 
 def prep(folder: Path, store: Path) -> dict[str, float]:
     """Seconds, and the largest resident memory of the command and of its largest worker, in MiB."""
     command = [sys.executable, "-m", "dreamtune.cli", "-q", "prep", str(folder)]
     options = ["--class", "thing", "--kind", "subject", "--json", "--store", str(store)]
-    started = time.monotonic()
+    started, before = time.monotonic(), processor()
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE)
     peaks = {"main": 0.0, "workers": 0.0, "together": 0.0}
     while process.poll() is None:
@@ -93,7 +105,7 @@ def prep(folder: Path, store: Path) -> dict[str, float]:
     assert process.stdout is not None
     said = json.load(process.stdout)
     assert process.returncode == 0
-    return {"seconds": seconds, "kept": said["kept"], **peaks}
+    return {"seconds": seconds, "cpu": processor() - before, "kept": said["kept"], **peaks}
 
 
 def _family(pid: int) -> list[int]:
@@ -120,18 +132,18 @@ def compare_times(source: Path, count: int) -> None:
         folder = Path(scratch, "photos")
         folder.mkdir()
         corpus(source, count, folder)
-        sums, times = [], []
+        ratios: dict[str, list[float]] = {"time": [], "processor time": []}
         for turn in range(ROUNDS):
             parts = bare(folder)
-            sums.append(sum(parts.values()))
             whole = prep(folder, Path(scratch, f"store{turn}"))
-            times.append(whole["seconds"])
+            total = parts["decoding"] + parts["tower"]
+            ratios["time"].append(whole["seconds"] / total)
+            ratios["processor time"].append(whole["cpu"] / parts["cpu"])
             words = f"decoding {parts['decoding']:.1f} s + tower {parts['tower']:.1f} s"
-            print(
-                f"turn {turn + 1}: {words} = {sums[-1]:.1f} s; prep {times[-1]:.1f} s", flush=True
-            )
-        ours, theirs = statistics.median(times), statistics.median(sums)
-        print(f"{count} photos: prep {ours:.1f} s, bare sum {theirs:.1f} s: {ours / theirs:.2f}")
+            used = f"processor {whole['cpu']:.1f} s against {parts['cpu']:.1f} s"
+            print(f"turn {turn + 1}: {words}; prep {whole['seconds']:.1f} s; {used}", flush=True)
+        for kind, values in ratios.items():
+            print(f"{count} photos: {statistics.median(values):.2f} times the bare sum in {kind}")
 
 
 def compare_memory(source: Path, counts: list[int]) -> None:
