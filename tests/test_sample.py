@@ -133,7 +133,10 @@ def test_from_photos_to_pictures(make_prep: Callable[..., Artifact], tmp_path: P
     with Image.open(tmp_path / said["images"][1]) as picture:
         assert picture.size == (64, 64)
         info = infotext.parse(picture.info["parameters"])
-    assert (info.prompt, info.negative) == (prompt.strip(), "blur")
+    # Other tools get the bound word, for they read brackets as weights; our JSON what was typed.
+    assert (info.prompt, info.negative) == (prompt.strip().replace("[V01]", "z"), "blur")
+    folder = tmp_path / said["path"]
+    assert json.loads((folder / "samples.json").read_text())[0]["prompt"] == prompt.strip()
     assert info.parameters["Seed"] == "8" and info.parameters["Size"] == "64x64"
 
     # Each picture depends on its own seed and nothing else.

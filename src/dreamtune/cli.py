@@ -89,8 +89,9 @@ def _unexpected(e: Exception, args: list[str]) -> int:
 
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
         return _fail(15, f"{e.strerror}: {e.filename or 'the disk is full'}", args)
-    if isinstance(e, MemoryError):
-        return _fail(15, "out of memory", args)
+    if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError":  # the latter torch's
+        fix = "a smaller --batch or --resolution needs less"
+        return _fail(15, f"out of memory; {fix}", args)
     if os.environ.get("DREAMTUNE_DEBUG", "") not in ("", "0"):
         import traceback
 

@@ -45,6 +45,16 @@ def load(base: str, device: str, precision: str) -> Family:
     return family
 
 
+def make_exact() -> None:
+    """Ask for kernels that give the same bits each time, which a resumed run promises."""
+    import os
+
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def quiet_libraries() -> None:
     """No progress bars and no notes of the libraries' own on stderr."""
     import diffusers

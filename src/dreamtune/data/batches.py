@@ -6,6 +6,7 @@ workers only cut the same global batch in other ways.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,8 @@ class Order:
 
     def picks(self, step: int) -> list[Pick]:
         """The global batch of update `step`."""
-        shares = [-(-len(bucket) // self.size) for bucket in self.buckets]  # batches an epoch
+        sizes = [len(bucket) for bucket in self.buckets]
+        shares = [size // math.gcd(*sizes) for size in sizes]  # batches an epoch, in proportion
         epoch, place = divmod(step, sum(shares))
         turns = [b for b, share in enumerate(shares) for _ in range(share)]
         order = torch.randperm(len(turns), generator=generator(self.seed, "buckets", epoch))

@@ -37,7 +37,7 @@ class TextStack:
     def bind(self, identifier: str, word: str | None = None) -> str:
         """Bind an identifier to `word`, or to a free reserved or rare word; returns the word."""
         if identifier not in self.words:
-            self.words[identifier] = word or self._free_word()
+            self.words[identifier] = word or self._free_word(identifier)
         return self.words[identifier]
 
     def add_word(self, identifier: str, word: str) -> int:
@@ -89,7 +89,10 @@ class TextStack:
         vocabulary = sorted((t, i) for t, i in self.tokenizer.get_vocab().items() if t not in added)
         return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
 
-    def _free_word(self) -> str:
+    def _free_word(self, identifier: str) -> str:
+        """The word for an identifier. [V02] starts one word after [V01], so that adapters that were
+        trained apart can be used together.
+        """
         taken = set(self.words.values())
         vocabulary = self.tokenizer.get_vocab()
         reserved = sorted(t for t in vocabulary if _RESERVED.fullmatch(t))
@@ -97,7 +100,10 @@ class TextStack:
         rare = [m[1] for t, _ in pieces if (m := _RARE.fullmatch(t))]
         rare.sort(key=len, reverse=True)
         # "sks" is the word that the field's guides, and so other people's prompts, use.
-        for word in [*reserved, "sks", *rare]:
+        words = [*reserved, "sks", *rare]
+        number = re.search(r"\d+", identifier)
+        start = max(0, int(number[0]) - 1) % len(words) if number else 0
+        for word in [*words[start:], *words[:start]]:
             if word not in taken and len(self.ids(word)) == 1:
                 return word
         raise Usage("the base has no free word left for another identifier")

@@ -98,7 +98,7 @@ def _fill(ask: Run, draft: Draft) -> None:
             images = pictures(family, prompt, seeds, look, sample.batch)
             for seed, image in zip(seeds, images, strict=True):
                 file = f"{i:03d}-{seed}.png"
-                facts = _facts(ask, prompt, seed, look, image, family.sampler)
+                facts = _facts(ask, family, prompt, seed, look)
                 fsops.write_bytes(draft.path / file, _png(image, facts))
                 lines.append({"file": file, "prompt": prompt, "seed": seed, **facts["exact"]})
                 row.append(image)
@@ -123,19 +123,20 @@ def _size(asked: str | None, family: Family) -> tuple[int, int]:
 # Files.
 
 
-def _facts(
-    ask: Run, prompt: str, seed: int, look: Look, image: Image.Image, sampler: str
-) -> dict[str, Any]:
-    """What a picture says of itself: A1111's text, and exactly, for making it again."""
+def _facts(ask: Run, family: Family, prompt: str, seed: int, look: Look) -> dict[str, Any]:
+    """What a picture says of itself: A1111's text, and exactly, for making it again.
+
+    The text has the word that the first tokenizer binds, since A1111 reads brackets as weights.
+    """
     from dreamtune.formats import infotext
 
     sample = ask.sample
     shown = {
         "Steps": sample.steps,
-        "Sampler": sampler,
+        "Sampler": family.sampler,
         "CFG scale": sample.guidance,
         "Seed": seed,
-        "Size": f"{image.width}x{image.height}",
+        "Size": f"{look.size[0]}x{look.size[1]}",
         "Model hash": ask.recipe["base_hash"][:10],
         "Model": Path(ask.base).name,  # a picture gets around: it need not say where bases live
         "Version": f"dreamtune {__version__}",
@@ -149,7 +150,10 @@ def _facts(
         "base_hash": ask.recipe["base_hash"],
         "adapters": [a.record() for a in ask.adapters],
     }
-    return {"text": infotext.dump(prompt, sample.negative, shown), "exact": exact}
+    return {
+        "text": infotext.dump(family.text[0].prompt(prompt), sample.negative, shown),
+        "exact": exact,
+    }
 
 
 def _png(image: Image.Image, facts: dict[str, Any] | None) -> bytes:

@@ -146,6 +146,7 @@ class Training:
         """The base, the method in it, and the optimizer, on the device."""
         import torch
         from accelerate import Accelerator
+        from accelerate.utils import GradientAccumulationPlugin
 
         from dreamtune import losses
         from dreamtune.objective import Objective
@@ -156,7 +157,12 @@ class Training:
         if precision == "fp16" and device == "cpu":
             raise Usage("fp16 does not train on a CPU", fix="use --precision bf16 or fp32")
         mixed = "no" if precision == "fp32" else precision
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+        # Accumulation is ours (loop.train); the environment must not add another one.
+        plugin = GradientAccumulationPlugin(num_steps=1)
+        self.accelerator = Accelerator(
+            mixed_precision=mixed, cpu=device == "cpu", gradient_accumulation_plugin=plugin
+        )
+        devices.make_exact()
         self.family = devices.load(train.base, str(self.accelerator.device), precision)
         self._check_resolution()
         self.method: Method = plugins.load(recipe.METHODS, ask.method.name).Method(
