@@ -30,7 +30,7 @@ import calibrate
 
 from dreamtune.data import encoder, judge, quality
 from dreamtune.data.album import Album, Looked
-from dreamtune.data.examine import for_tower
+from dreamtune.data.examine import for_tower, shrunk
 from dreamtune.data.similarity import Calibration
 
 FOLDS, DRAWS, VIEWS = 5, 20, 7
@@ -91,9 +91,10 @@ def read(folder: Path) -> Pool:
     features, prints, measured, subjects, original = [], [], [], [], []
     for file in sorted(folder.glob("*/*.jpg")):
         made = views(Image.open(file).convert("RGB"), rng)
-        features.append(encode(np.stack([for_tower(view) for view in made])).features)
-        prints += [quality.fingerprint(quality.small(view)) for view in made]
-        measured += [quality.measure(quality.small(view)) for view in made]
+        small = [shrunk(view) for view in made]
+        features.append(encode(np.stack([for_tower(view) for view in small])).features)
+        prints += [quality.fingerprint(quality.small(view)) for view in small]
+        measured += [quality.measure(quality.small(view)) for view in small]
         subjects += [file.parent.name] * len(made)
         original += [True] + [False] * VIEWS
     names = np.array(subjects)

@@ -25,7 +25,7 @@ from PIL import Image
 
 from dreamtune import fsops
 from dreamtune.data import encoder
-from dreamtune.data.examine import for_tower
+from dreamtune.data.examine import for_tower, shrunk
 from dreamtune.data.similarity import Calibration, Vectors, similarities
 
 FOLDS, DRAWS, PLANTED = 5, 20, 3
@@ -45,7 +45,7 @@ def read(folder: Path) -> Photos:
     table = (folder / "prompts_and_classes.txt").read_text().splitlines()
     known = dict(line.split(",") for line in table if line.count(",") == 1)
     files = sorted(folder.glob("*/*.jpg"))
-    pixels = np.stack([for_tower(Image.open(file).convert("RGB")) for file in files])
+    pixels = np.stack([for_tower(shrunk(Image.open(file).convert("RGB"))) for file in files])
     subjects = np.array([file.parent.name for file in files])
     classes = np.array([known[subject] for subject in subjects])
     return Photos(encoder.load()(pixels).features, subjects, classes)

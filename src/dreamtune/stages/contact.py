@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIDE, GAP, EDGE = 180, 18, 32  # of a tile, between tiles, around the sheet, in pixels
 COLUMNS = 6
 TEXT = 76  # height of the words under a tile
-MOST = 120  # tiles of one kind: a sheet of ten thousand photos would show nobody anything
+MOST = 60  # tiles of one kind: a sheet of ten thousand photos would show nobody anything
 PAPER, INK, SOFT, FRAME = "#fbfaf7", "#1f2328", "#6b7280", "#ddd8ce"
 GOOD, BAD, EMPTY = "#2f7d5b", "#b3432f", "#efebe3"
 
@@ -52,7 +52,7 @@ def sheet(
         _section(page, draw, top, words, colour, tiles, line)
         top += _height(len(tiles))
     buffer = io.BytesIO()
-    page.save(buffer, "PNG", optimize=False, compress_level=6)
+    page.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
@@ -108,7 +108,7 @@ def _picture(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, tile:
     """The photo, whole and centred, with corners around its subject."""
     assert tile.picture is not None
     with Image.open(tile.picture, formats=["JPEG", "PNG"]) as image:
-        image.draft("RGB", (2 * SIDE, 2 * SIDE))
+        image.draft("RGB", (SIDE, SIDE))
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         left, top = x + (SIDE - image.width) // 2, y + (SIDE - image.height) // 2
         page.paste(image.convert("RGB"), (left, top))
