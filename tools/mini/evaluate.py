@@ -47,7 +47,7 @@ class Share:
         z, p, n = 1.96, self.hits / self.count, self.count
         middle, root = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         low, high = ((middle + sign * root) / (1 + z * z / n) for sign in (-1, 1))
-        return f"{100 * p:.0f} % ({100 * low:.0f}-{100 * high:.0f}, n={n})"
+        return f"{100 * p:.0f} % ({100 * max(low, 0):.0f}-{100 * high:.0f}, n={n})"
 
 
 def share(hits: Tensor) -> Share:

@@ -29,7 +29,7 @@ def texts(work: Path, setting_name: str, count: int) -> list[str]:
     concepts = drawn_concepts(work, setting)
     plain = [words for words, _ in prompts(setting, concepts, count // 2)]
     rng = random.Random(17)
-    rest = []
+    rest: list[str] = []
     while len(plain) + len(rest) < count:
         background = random_background(rng)
         if background.kind != "plain":
