@@ -92,7 +92,9 @@ def prep(folder: Path, store: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "dreamtune.cli", "-q", "prep", str(folder)]
     options = ["--class", "thing", "--kind", "subject", "--json", "--store", str(store)]
     started, before = time.monotonic(), processor()
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE)
+    said = store.with_suffix(".json")  # a pipe that nobody reads fills up and stops the writer
+    with said.open("wb") as stdout:
+        process = subprocess.Popen([*command, *options], stdout=stdout)
     peaks = {"main": 0.0, "workers": 0.0, "together": 0.0}
     while process.poll() is None:
         sizes = [_resident(pid) for pid in _family(process.pid)]
@@ -102,10 +104,9 @@ def prep(folder: Path, store: Path) -> dict[str, float]:
             peaks["together"] = max(peaks["together"], sum(sizes))
         time.sleep(0.2)
     seconds = time.monotonic() - started
-    assert process.stdout is not None
-    said = json.load(process.stdout)
     assert process.returncode == 0
-    return {"seconds": seconds, "cpu": processor() - before, "kept": said["kept"], **peaks}
+    kept = json.loads(said.read_text())["kept"]
+    return {"seconds": seconds, "cpu": processor() - before, "kept": kept, **peaks}
 
 
 def _family(pid: int) -> list[int]:

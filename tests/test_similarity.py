@@ -96,8 +96,9 @@ def test_copies_are_found_and_different_photos_are_not() -> None:
     copies = [first, worse, first.transpose(0), ImageEnhance.Contrast(first).enhance(1.2)]
     copies += [first.crop((4, 4, 316, 316))]
     others = [clock(n) for n in range(2, 8)]
-    assert duplicates.groups(*look([*others, *copies])) == [[6, 7, 8, 9, 10]]
-    assert duplicates.best([1, 2, 3], [(9,), (5,), (7,), (7,)]) == 2
+    worth = [(0.0,)] * 6 + [(2.0,)] + [(1.0,)] * 4
+    found = duplicates.copies(*look([*others, *copies]), worth)
+    assert found == dict.fromkeys([7, 8, 9, 10], 6)
 
 
 def test_copies_take_linear_time() -> None:
@@ -106,9 +107,22 @@ def test_copies_take_linear_time() -> None:
     prints[2000:2010] = prints[:10]
     vectors = similarity.unit(rng.normal(size=(4000, 8)))
     vectors[2000:2010] = vectors[:10]
-    assert duplicates.groups(prints, vectors) == [[n, 2000 + n] for n in range(10)]
+    worth = [(1.0,)] * 4000
+    assert duplicates.copies(prints, vectors, worth) == {2000 + n: n for n in range(10)}
     alike = np.repeat(prints[:1], 3000, 0)
-    assert len(duplicates.groups(alike, np.repeat(vectors[:1], 3000, 0))) == 1
+    found = duplicates.copies(alike, np.repeat(vectors[:1], 3000, 0), worth)
+    assert found == dict.fromkeys(range(1, 3000), 0)
+
+
+def test_a_film_is_thinned_and_not_emptied() -> None:
+    rng = np.random.default_rng(0)
+    first, last = rng.normal(128, 40, (2, 16, 16))
+    shares = np.linspace(0, 1, 60)[:, None, None]
+    prints = np.clip(first * (1 - shares) + last * shares, 0, 255).astype(np.uint8)
+    vectors = np.repeat(cloud(1, 0.1, 0), 60, 0)
+    found = duplicates.copies(prints, vectors, [(1.0,)] * 60)
+    assert 0 not in found
+    assert 4 <= 60 - len(found) <= 20
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -25,27 +25,56 @@ NEAR = 6  # photos that each is compared with in a bucket, the most alike by one
 Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
-def groups(prints: NDArray[np.uint8], vectors: Vectors) -> list[list[int]]:
-    """Indices of photos that show the same picture, in groups of two and more.
+def copies(
+    prints: NDArray[np.uint8], vectors: Vectors, worth: Sequence[tuple[float, ...]]
+) -> dict[int, int]:
+    """Photo -> the better photo that it is a copy of.
 
-    prints: (N, 16, 16) grey levels; vectors: (N, D) unit vectors of features
+    prints: (N, 16, 16) grey levels; vectors: (N, D) unit vectors of features; worth: what makes
+    one copy better than another, the first of equals wins
+
+    Of a film, whose frames are each like the next, every frame stays that is unlike those that
+    stay: being a copy is not passed on.
     """
-    count = len(prints)
-    both = np.concatenate([_directions(prints), _directions(prints[:, :, ::-1])])  # as is, mirrored
+    if len(prints) < 2:
+        return {}
+    plain, mirrored = _directions(prints), _directions(prints[:, :, ::-1])
+    found: dict[int, int] = {}
+    for group in _groups(plain, mirrored, vectors):
+        stay: list[int] = []
+        for one in sorted(group, key=lambda index: (worth[index], -index), reverse=True):
+            alike = np.maximum(plain[stay] @ plain[one], mirrored[stay] @ plain[one])
+            copied = _are_copies(alike, vectors[stay] @ vectors[one])
+            if copied.any():
+                found[one] = stay[int(copied.argmax())]
+            else:
+                stay.append(one)
+    return found
+
+
+def _groups(
+    plain: NDArray[np.float32], mirrored: NDArray[np.float32], vectors: Vectors
+) -> list[list[int]]:
+    """Photos that are linked by copies, in groups of two and more."""
+    count = len(plain)
+    both = np.concatenate([plain, mirrored])
     leader = list(range(count))
     for left, right in _candidates(both):
         alike = np.einsum("nd,nd->n", both[left], both[right])
-        left, right, alike = (
-            part[alike >= min(RULES)[0]] for part in (left % count, right % count, alike)
-        )
-        same = np.einsum("nd,nd->n", vectors[left], vectors[right])
-        copies = np.any([(alike >= picture) & (same >= thing) for picture, thing in RULES], axis=0)
-        for one, other in zip(left[copies].tolist(), right[copies].tolist(), strict=True):
+        near = alike >= min(RULES)[0]
+        left, right, alike = left[near] % count, right[near] % count, alike[near]
+        copied = _are_copies(alike, np.einsum("nd,nd->n", vectors[left], vectors[right]))
+        for one, other in zip(left[copied].tolist(), right[copied].tolist(), strict=True):
             leader[_find(leader, one)] = _find(leader, other)
     found: dict[int, list[int]] = defaultdict(list)
     for index in range(count):
         found[_find(leader, index)].append(index)
-    return sorted(group for group in found.values() if len(group) > 1)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _are_copies(alike: NDArray[np.float32], same: NDArray[np.float32]) -> NDArray[np.bool_]:
+    rules = [(alike >= picture) & (same >= thing) for picture, thing in RULES]
+    return np.any(rules, axis=0)
 
 
 def _directions(prints: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -73,8 +102,3 @@ def _find(leader: list[int], index: int) -> int:
         leader[index] = leader[leader[index]]
         index = leader[index]
     return index
-
-
-def best(group: Sequence[int], worth: Sequence[tuple[float, ...]]) -> int:
-    """The member of a group that is worth most; the first of equals."""
-    return max(group, key=lambda index: (worth[index], -index))

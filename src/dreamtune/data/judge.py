@@ -112,20 +112,18 @@ def _by_itself(index: int, looked: Looked, rules: Rules) -> Reasons:
 def _copies(
     album: Album, seen: list[int], vectors: similarity.Vectors, reasons: Reasons
 ) -> Reasons:
-    """All but the best of each group of copies. Blank photos are all alike and are left out."""
+    """Copies of better photos. Blank photos are all alike and are left out."""
     rows = [row for row, index in enumerate(seen) if reasons.get(index, ("",))[0] != "image.blank"]
     looked = [album.looked[seen[row]] for row in rows]
     worth = [_worth(entry, seen[row] in reasons) for entry, row in zip(looked, rows, strict=True)]
     found: Reasons = {}
     prints = album.prints[[seen[row] for row in rows]]
-    for group in duplicates.groups(prints, vectors[rows]) if len(rows) > 1 else []:
-        kept = duplicates.best(group, worth)
-        for member in group:
-            if member != kept and seen[rows[member]] not in reasons:
-                same = looked[member].sha256 == looked[kept].sha256
-                code = "image.duplicate" if same else "image.near_duplicate"
-                words = "the same picture as" if same else "a copy of"
-                found[seen[rows[member]]] = (code, f"{words} {looked[kept].name}")
+    for copy, kept in duplicates.copies(prints, vectors[rows], worth).items():
+        if seen[rows[copy]] not in reasons:
+            same = looked[copy].sha256 == looked[kept].sha256
+            code = "image.duplicate" if same else "image.near_duplicate"
+            words = "the same picture as" if same else "a copy of"
+            found[seen[rows[copy]]] = (code, f"{words} {looked[kept].name}")
     return found
 
 
