@@ -680,6 +680,17 @@ def test_only_user_errors_escape(
             parse(dict(zip(keys, tensors, strict=False)))
 
 
+def test_scalars_are_no_lora() -> None:
+    one = torch.ones([])
+    for name, parse in {
+        "lora_unet_x.lora_{}.weight": kohya.parse,
+        "unet.x.lora_{}.weight": partial(diffusers_layout.parse, metadata={}),
+    }.items():
+        for down, up in (("down", "up"), ("A", "B")):
+            with pytest.raises(Damaged):
+                parse({name.format(down): one, name.format(up): one})
+
+
 def test_unknown_layouts_and_components() -> None:
     with pytest.raises(Usage, match="did you mean 'sdxl'"):
         kohya.dump({}, "sdxll")

@@ -62,7 +62,8 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Adapter
         component, _, path = module.partition(".")
         if component not in COMPONENTS or up_key not in tensors:
             raise Damaged(f"the LoRA key {key!r} has no known component or no {up_key!r}")
-        alpha = _alpha(config.get(component, {}), path, down.shape[0])
+        rank = down.shape[0] if down.dim() else 0  # a scalar has none, and is refused below
+        alpha = _alpha(config.get(component, {}), path, rank)
         path = canonical(component, path)
         if path in adapter[component]:
             raise Damaged(f"{module} is a second LoRA for {path}")

@@ -88,7 +88,7 @@ def parse(tensors: Mapping[str, Tensor], layers_per_block: int = 2) -> Adapter:
         if not {"lora_down.weight", "lora_up.weight"} <= parts.keys() <= PARTS:
             raise Damaged(f"{name} is no LoRA", why=f"it has {', '.join(sorted(parts))}")
         down, up = parts["lora_down.weight"], parts["lora_up.weight"]
-        alpha = _scalar(parts["alpha"]) if "alpha" in parts else down.shape[0]
+        alpha = _scalar(parts["alpha"]) if "alpha" in parts else None
         weights = checked(name, down, up, alpha)
         component, modules = _locate(name, weights, layers_per_block)
         if modules.keys() & adapter[component].keys():

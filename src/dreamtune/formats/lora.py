@@ -48,11 +48,15 @@ def delta(weights: LoraWeights) -> Tensor:
     return (weights.alpha / weights.rank * product).reshape(up.shape[0], *down.shape[1:])
 
 
-def checked(name: str, down: Tensor, up: Tensor, alpha: float) -> LoraWeights:
-    """The weights of the module `name` as a file gave them; Damaged if they do not fit together."""
+def checked(name: str, down: Tensor, up: Tensor, alpha: float | None) -> LoraWeights:
+    """The weights of the module `name` as a file gave them; Damaged if they do not fit together.
+
+    alpha None is the rank, so scale 1.
+    """
     if not 2 <= down.dim() == up.dim() <= 4 or up.shape[1] != down.shape[0] or not up.numel():
         why = f"down is {tuple(down.shape)} and up is {tuple(up.shape)}"
         raise Damaged(f"{name} is no LoRA", why=why)
+    alpha = down.shape[0] if alpha is None else alpha
     if not math.isfinite(alpha) or alpha == 0:
         raise Damaged(f"{name} has the alpha {alpha}")
     return LoraWeights(down, up, float(alpha))
