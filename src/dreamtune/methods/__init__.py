@@ -44,6 +44,7 @@ class Group:
     role: str
     parameters: dict[str, nn.Parameter]
     weight_decay: float | None = None  # None: as [train] says
+    learning_rate: float | None = None  # peak; None: as [train] says, else the method's
 
 
 class Method(Protocol):

@@ -6,21 +6,19 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dreamtune import checkpoints, console, devices, families, fsops, plugins, recipe
-from dreamtune.artifacts import Artifact, Draft, Store, library_versions, thread_count
-from dreamtune.errors import Interrupted, NonFinite, NotFound, Usage, WouldOverwrite
+from dreamtune.artifacts import Artifact, Draft, Store
+from dreamtune.errors import Interrupted, NotFound, Usage, WouldOverwrite
 from dreamtune.methods import Concept, Facts, Method
 from dreamtune.settings import Train
 from dreamtune.stages.log import Log
+from dreamtune.stages.preview import preview
 from dreamtune.stages.signals import signals
-
-if TYPE_CHECKING:
-    from dreamtune.data.cache import Cache, Tensors
 
 VERSION = 1  # of what an adapter artifact holds and how it is made
 CHECKPOINT_SECONDS = 600.0
@@ -185,12 +183,12 @@ class Training:
     def _groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups, with the peak of each learning rate."""
         train = self.train
-        peak = train.learning_rate or self.method.learning_rate
+        rate = train.learning_rate or self.method.learning_rate
         return [
             {
                 "params": list(group.parameters.values()),
-                "peak": peak,
-                "lr": peak,
+                "peak": _first(group.learning_rate, rate),
+                "lr": _first(group.learning_rate, rate),
                 "weight_decay": _first(group.weight_decay, train.weight_decay),
             }
             for group in self.method.groups()
@@ -211,77 +209,21 @@ class Training:
     # Encode.
 
     def _encode(self) -> None:
-        """Photos and captions to what the loop reads; frozen encoders run here only."""
+        """Photos and captions to what the loop reads."""
         from dreamtune.data import dataset
-        from dreamtune.data.batches import Order, Table
-        from dreamtune.data.cache import Cache, encode_photo
+        from dreamtune.stages.encode import Encoder
 
-        train = self.train
-        samples = dataset.read(self.ask.prep.path)
-        plan = self._crop_plan()
-        cache = Cache(self.ask.store.path / "cache", self._arithmetic())
-        vae = families.fingerprint(train.base, "vae")
-        device = self.accelerator.device
-        with console.progress(len(samples), "encoding") as bar:
-            images = []
-            for sample in samples:
-                encode = self.family.encode_image
-                images.append(encode_photo(sample, plan, encode, vae, cache, device))
-                bar.advance()
-        name, text = self._encode_text([sample.caption for sample in samples], cache)
-        table = Table(images, text, name, [sample.weight for sample in samples])
-        self.table = table.to(device)
-        sizes = [plan.size_for(sample) for sample in samples]
-        buckets = [[i for i, s in enumerate(sizes) if s == size] for size in sorted(set(sizes))]
-        self.photos = len(samples)
-        self.order = Order(buckets, self._global_batch(), train.variants, train.seed)
-
-    def _arithmetic(self) -> dict[str, Any]:
-        """What the last bits of an encoding depend on, apart from its inputs."""
-        device = devices.model_of(self.accelerator.device)
-        return {"device": device, "libraries": library_versions(), "threads": thread_count()}
-
-    def _crop_plan(self) -> Any:
-        from dreamtune.data import crops
-        from dreamtune.data.cache import CropPlan
-
-        train, least = self.train, self.family.multiple
-        step = max(least, 64 // least * least)
-        return CropPlan(
-            sizes=tuple(crops.buckets(self.resolution, step)),
-            variants=train.variants,
-            area=(train.crop_area[0], train.crop_area[1]),
-            jitter=train.jitter,
-            seed=train.seed,
+        encoder = Encoder(
+            self.family,
+            self.train,
+            self.ask.store,
+            self.accelerator.device,
+            self.resolution,
+            live_text="text" in self.method.live(),
         )
-
-    def _encode_text(self, captions: Sequence[str], cache: Cache) -> tuple[str, list[Tensors]]:
-        """Text states by sample, or token ids when the text encoders run in the loop."""
-        stacks = self.family.text
-        tokens = {c: {s.name: s.tokenize([c]) for s in stacks} for c in dict.fromkeys(captions)}
-        if "text" in self.method.live():
-            return "tokens", [tokens[c] for c in captions]
-        states = {c: self._text_states(ids, cache) for c, ids in tokens.items()}
-        return "text", [states[c] for c in captions]
-
-    def _text_states(self, tokens: Tensors, cache: Cache) -> Tensors:
-        """States (1, ...) of one caption. Its ids cover the tokenizers and what words they bind."""
-        import torch
-
-        base, device = self.train.base, self.accelerator.device
-        facts = {
-            "family": self.family.name,
-            "encoders": [families.fingerprint(base, name) for name in tokens],
-            "dtypes": [str(stack.encoder.dtype) for stack in self.family.text],
-            "ids": [ids.tolist() for ids in tokens.values()],
-        }
-
-        def make() -> Tensors:
-            with torch.no_grad():
-                states = self.family.encode_text({n: ids.to(device) for n, ids in tokens.items()})
-            return {name: state.cpu() for name, state in states.items()}
-
-        return cache.get(facts, make)
+        samples = dataset.read(self.ask.prep.path)
+        self.photos = len(samples)
+        self.encoded = encoder.encode(samples, self._global_batch())
 
     def _global_batch(self) -> int:
         train = self.train
@@ -291,11 +233,11 @@ class Training:
         """This process's micro-batches of one update."""
         from dreamtune.data.batches import make_batch
 
-        picks = self.order.picks(step)
+        table, picks = self.encoded.table, self.encoded.order.picks(step)
         size, rank = self.train.batch, self.accelerator.process_index
         starts = range(rank * size, len(picks), size * self.accelerator.num_processes)
         some = [picks[start : start + size] for start in starts]
-        return [make_batch(self.table, p, self.train.seed, 1 / len(picks)) for p in some]
+        return [make_batch(table, p, self.train.seed, 1 / len(picks)) for p in some]
 
     # Step.
 
@@ -348,33 +290,16 @@ class Training:
         """Previews, and adapters to try."""
         train = self.train
         if train.preview_every and step % train.preview_every == 0:
-            self._preview(step)
+            self.objective.eval()
+            folder = self.draft.path / "previews"
+            preview(self.family, self.concept, folder, step, self.resolution, train.seed)
+            self.objective.train()
         if train.save_every and step % train.save_every == 0 and step < train.steps:
             self._export(self.draft.path / "steps" / f"{step:06d}", step)
 
     def _checkpoint(self, step: int) -> None:
         if self.accelerator.is_main_process:
             checkpoints.save(self.draft.path / "checkpoints", step, self.parameters, self.optimizer)
-
-    def _preview(self, step: int) -> None:
-        """A picture of the concept so far. It can be missing, but it can not end a run."""
-        import io
-
-        from dreamtune.sampling import Look, pictures
-
-        self.objective.eval()
-        prompt = f"a photo of {self.concept.identifier} {self.concept.class_word}"
-        look = Look(steps=20, guidance=5.0, size=(self.resolution, self.resolution))
-        try:
-            picture = next(pictures(self.family, prompt, [self.train.seed], look, 1))
-        except (NonFinite, RuntimeError) as e:
-            console.warn(f"no preview at step {step}: {e}")
-        else:
-            png = io.BytesIO()
-            picture.save(png, "png")
-            folder = fsops.make_folder(self.draft.path / "previews")
-            fsops.write_bytes(folder / f"{step:06d}.png", png.getvalue())
-        self.objective.train()
 
     # Save.
 
