@@ -88,7 +88,7 @@ def test_text_is_pooled_at_its_end_even_after_a_new_word(base: Path) -> None:
     file = base / "text_encoder/config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": 2}))
     family = families.load(str(base), torch.float32)
-    Method(Options()).attach(family, Concept("[V01]", "dog", "rex"), seed=0)
+    Method(Options()).attach(family, [Concept("[V01]", "dog", "rex")], seed=0)
     (stack,) = family.text
     ids = stack.tokenize(["a [V01]"])
     end = ids[0].tolist().index(stack.tokenizer.eos_token_id)

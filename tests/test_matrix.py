@@ -13,7 +13,7 @@ import torch
 from dreamtune import families, plugins, settings
 from dreamtune.artifacts import Artifact, Store
 from dreamtune.recipe import Chosen, method_options
-from dreamtune.stages import adapters, train
+from dreamtune.stages import adapters, sets, train
 
 CASES = [
     (family, method)
@@ -27,7 +27,11 @@ def ask_for(store: Store, prep: Artifact, base: str, method: str, **changes: obj
     options = {"steps": 3, "batch": 2, "learning_rate": 0.05, "variants": 2, "device": "cpu"}
     chosen = Chosen(method, method_options()[method]())
     return train.Run(
-        store, prep, settings.Train(base=base, **{**options, **changes}), chosen, f"{method}-dog"
+        store,
+        [sets.whole(prep)],
+        settings.Train(base=base, **{**options, **changes}),
+        chosen,
+        f"{method}-dog",
     )
 
 
@@ -60,7 +64,7 @@ def run_matrix_case(name: str, method: str, store: Store, prep: Artifact) -> Non
 
     base = families.load(f"tiny:{name}", torch.float32)
     plain = predict(base, "a dog")
-    adapters.put_in(base, adapters.Adapter(artifact, "[V01]"))
+    adapters.put_in(base, adapters.Adapter(artifact))
     loaded = predict(base, "a [V01] dog")
 
     assert torch.allclose(live, loaded, rtol=1e-4, atol=1e-5)
@@ -130,6 +134,6 @@ def test_halves_of_precision_go_together_in_sampling(name: str, method: str) -> 
     family = families.load(f"tiny:{name}", torch.bfloat16)
     assert (family.denoiser.dtype, family.vae.dtype) == (torch.bfloat16, torch.float32)
     module = plugins.load("dreamtune.methods", method)
-    module.Method(module.Options()).attach(family, Concept("[V01]", "dog", "rex"), seed=0)
+    module.Method(module.Options()).attach(family, [Concept("[V01]", "dog", "rex")], seed=0)
     (picture,) = pictures(family, "a [V01] dog", [5], Look(2, 4.0, (64, 64)), 1)
     assert picture.size == (64, 64)

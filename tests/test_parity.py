@@ -14,7 +14,7 @@ from dreamtune.methods.lora import Method, Options
 from dreamtune.objective import Objective
 
 CAPTIONS = ["a photo of [V01] dog", "[V01] dog in the snow"]
-CONCEPT = Concept("[V01]", "dog", "dog")
+CONCEPTS = [Concept("[V01]", "dog", "dog")]
 
 
 def fixed_batch(family: families.Family) -> dict:
@@ -40,7 +40,7 @@ def test_sd_loss_and_lora_gradients(prediction: str) -> None:
     family = families.load("tiny:sd", torch.float32)
     family.process = Ddpm(family.process.alphas_cumprod, prediction)
     method = Method(Options(rank=4, alpha=6.0))
-    method.attach(family, CONCEPT, seed=0)
+    method.attach(family, CONCEPTS, seed=0)
     (group,) = method.groups()
     source = torch.Generator().manual_seed(5)
     for p in group.parameters.values():  # up is zero at first, which would hide half of it
@@ -115,7 +115,7 @@ def test_no_update_no_change() -> None:
     """At step 0 a LoRA is the base itself."""
     family, plain = (families.load("tiny:sd", torch.float32) for _ in range(2))
     method = Method(Options())
-    method.attach(family, CONCEPT, seed=0)
+    method.attach(family, CONCEPTS, seed=0)
     batch = fixed_batch(plain)
     ours = Objective(family, {"denoiser"}, losses.l2)(batch)
     assert torch.equal(ours, Objective(plain, {"denoiser"}, losses.l2)(batch))
@@ -126,7 +126,7 @@ def test_embedding_moves_its_row_only() -> None:
 
     family, plain = (families.load("tiny:sd", torch.float32) for _ in range(2))
     method = Method(Options())
-    method.attach(family, CONCEPT, seed=0)
+    method.attach(family, CONCEPTS, seed=0)
     (group,) = method.groups()
     batch = fixed_batch(plain)
     batch["tokens"] = {s.name: s.tokenize(CAPTIONS) for s in family.text}

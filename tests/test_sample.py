@@ -29,7 +29,8 @@ def make_adapter(store: Store) -> Callable[..., Artifact]:
         recipe = {"name": name, "identifier": identifier, "class": class_word, "n": n}
         key = store.key("adapter", 1, recipe, [])
         with store.draft("adapter", name, key, recipe, []) as draft:
-            facts = {"identifier": identifier, "class_word": class_word, "steps": 9, "n": n}
+            concepts = [{"identifier": identifier, "class_word": class_word, "bindings": []}]
+            facts = {"concepts": concepts, "steps": 9, "n": n}
             fsops.write_json(draft.path / "adapter.json", facts)
             return draft.commit({})
 
@@ -82,7 +83,7 @@ def test_a_reference_has_weight_and_another_name(
 ) -> None:
     make_adapter("rex")
     (adapter,) = choose(store, ["[V02] dog"], ["rex@0.8 as V02"])
-    assert (adapter.weight, adapter.identifier, adapter.step) == (0.8, "[V02]", None)
+    assert (adapter.weight, adapter.identifiers, adapter.step) == (0.8, ["[V02]"], None)
 
 
 def test_two_adapters_answer_to_two_names(
@@ -93,7 +94,7 @@ def test_two_adapters_answer_to_two_names(
     with pytest.raises(Usage, match=r"rex@v001 and fido@v001 both own \[V01\].*fido as V02"):
         choose(store, ["[V01] dog"], ["rex", "fido"])
     both = choose(store, ["[V01] and [V02]"], ["rex", "fido as V02"])
-    assert [a.identifier for a in both] == ["[V01]", "[V02]"]
+    assert [a.identifiers for a in both] == [["[V01]"], ["[V02]"]]
     with pytest.raises(Usage, match="'V 02' cannot be an identifier"):
         choose(store, ["[V01] dog"], ["rex as V 02"])
 

@@ -41,8 +41,9 @@ def test_an_adapter_holds_exactly_this(folder: Path) -> None:
     log = [json.loads(line) for line in (artifact.path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     facts = artifact.read_json("adapter.json")
-    assert (facts["identifier"], facts["class_word"], facts["steps"]) == ("[V01]", "dog", 4)
-    assert facts["bindings"][0]["word"] != "[V01]"
+    (concept,) = facts["concepts"]
+    assert (concept["identifier"], concept["class_word"], facts["steps"]) == ("[V01]", "dog", 4)
+    assert concept["bindings"][0]["word"] != "[V01]"
     with safe_open(artifact.path / "rex.safetensors", "pt") as file:
         keys, metadata = list(file.keys()), file.metadata()
         alphas = [float(file.get_tensor(key)) for key in keys if key.endswith(".alpha")]

@@ -33,6 +33,7 @@ from dreamtune.recipe import Chosen
 from dreamtune.settings import Prep, Sample, Train
 from dreamtune.stages import prep as prep_stage
 from dreamtune.stages import sample as sample_stage
+from dreamtune.stages import sets
 from dreamtune.stages import train as train_stage
 from tools.mini import judge
 from tools.mini.artwork import Concept, load_concepts, load_masters
@@ -134,12 +135,14 @@ class Studio:
         prepared, _ = prep_stage.run(photos, options, self.store, subject.name)
         assert prepared is not None
         return train_stage.run(
-            train_stage.Run(self.store, prepared, self.train, self.method, subject.name)
+            train_stage.Run(
+                self.store, [sets.whole(prepared)], self.train, self.method, subject.name
+            )
         )
 
     def pictures(self, prompts: Sequence[str], adapter: Artifact | None) -> np.ndarray:
         """`sample.count` pictures of each prompt: (N, H, W, 3) uint8."""
-        used = [] if adapter is None else [sample_stage.Adapter(adapter, IDENTIFIER)]
+        used = [] if adapter is None else [sample_stage.Adapter(adapter)]
         made = sample_stage.run(sample_stage.Run(self.store, prompts, used, self.sample))
         files = [made.path / line["file"] for line in made.read_json("samples.json")]
         return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])

@@ -18,7 +18,13 @@ def register(app: typer.Typer) -> None:
 def run(
     train: Train,
     method: Chosen,
-    prep: Annotated[str | None, typer.Argument(help="Prepared photos. [the newest]")] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME[@WEIGHT][@repeats=N][ as V02]",
+            help="Prepared photos, of one concept or several. [the newest]",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter. [the photos']")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last save.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop an interrupted run.")] = False,
@@ -32,25 +38,28 @@ def run(
     """Train an adapter on prepared photos, and print its folder."""
     from ..artifacts import Store, check_name
     from ..stages import train as stage
+    from ..stages.sets import find
 
     home = Store.open(store)
-    photos = stage.find(home, prep)
+    sets = find(home, photos or [])
     ask = stage.Run(
         home,
-        photos,
+        sets,
         train,
         method,
-        check_name(name or photos.name),
+        check_name(name or "+".join(one.prep.name for one in sets)),
         resume,
         fresh,
         checkpoint_every,
     )
     if dry_run:
-        console.say(f"would train {ask.name} ({method.name}) on {photos.label}")
+        labels = ", ".join(one.prep.label for one in sets)
+        console.say(f"would train {ask.name} ({method.name}) on {labels}")
         console.say(f"{train.steps} updates of {train.batch * train.accumulation} pictures")
         return
     artifact = stage.run(ask)
-    console.hint(f'dreamtune sample "{ask.concept.identifier} {ask.concept.class_word}"')
+    said = " and ".join(f"{c.identifier} {c.class_word}" for c in ask.concepts)
+    console.hint(f'dreamtune sample "{said}"')
     if json:
         run_facts = artifact.read_json("run.json")
         console.json({"path": str(artifact.path), "id": artifact.id, "run": run_facts})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,18 +24,26 @@ class Facts:
 
 @dataclass(frozen=True)
 class Concept:
-    """What is learned: "[V01]", the class it is one of, and the word each tokenizer binds it to."""
+    """What is learned: "[V01]", the class it is one of, and the word each tokenizer binds it to.
+
+    An adapter has one or more; all bear its name.
+    """
 
     identifier: str
     class_word: str
     name: str  # of the adapter, and so of its files
     bindings: list[dict[str, Any]] = field(default_factory=list)
 
-    def about(self, facts: Facts) -> dict[str, Any]:
-        """Title, resolution and trigger as ModelSpec wants them; the trigger is the bound word."""
-        words = [b["word"] for b in self.bindings[:1]]
-        trigger = " ".join([*words, self.class_word])
-        return {"title": self.name, "resolution": facts.size, "trigger_phrase": trigger}
+    @property
+    def trigger(self) -> str:
+        """What a prompt for other tools says: the bound word and the class, "sks dog"."""
+        return " ".join([*(b["word"] for b in self.bindings[:1]), self.class_word])
+
+
+def about(concepts: Sequence[Concept], facts: Facts) -> dict[str, Any]:
+    """Title, resolution and triggers as ModelSpec wants them."""
+    triggers = ", ".join(concept.trigger for concept in concepts)
+    return {"title": concepts[0].name, "resolution": facts.size, "trigger_phrase": triggers}
 
 
 @dataclass(frozen=True)
@@ -57,14 +66,16 @@ class Method(Protocol):
     def live(self) -> set[str]:
         """The parts that run in the loop, of {"denoiser", "text"}; the others are encoded once."""
 
-    def attach(self, family: Family, concept: Concept, seed: int) -> None:
-        """Bind the identifier, freeze the base, insert what is trained (fp32)."""
+    def attach(self, family: Family, concepts: Sequence[Concept], seed: int) -> None:
+        """Bind the identifiers, freeze the base, insert what is trained (fp32)."""
 
     def groups(self) -> list[Group]:
         """What the optimizer steps and checkpoints hold."""
 
-    def export(self, family: Family, concept: Concept, facts: Facts) -> Files:
+    def export(self, family: Family, concepts: Sequence[Concept], facts: Facts) -> Files:
         """The files that other tools load."""
 
-    def load(self, family: Family, concept: Concept, files: Files, weight: float) -> None:
+    def load(
+        self, family: Family, concepts: Sequence[Concept], files: Files, weight: float
+    ) -> None:
         """Put an exported adapter into a base for sampling, `weight` times as strong."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dreamtune.errors import Usage
-from dreamtune.methods import Concept, Facts, Files, Group
+from dreamtune.methods import Concept, Facts, Files, Group, about
 from dreamtune.settings import option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dreamtune.families import Family
+    from dreamtune.families._text import TextStack
 
 
 @dataclass(frozen=True)
@@ -37,59 +39,81 @@ class Method:
     def live(self) -> set[str]:
         return {"denoiser", "text"}
 
-    def attach(self, family: Family, concept: Concept, seed: int) -> None:
-        """Add the token to every tokenizer, its row a trainable fp32 parameter."""
+    def attach(self, family: Family, concepts: Sequence[Concept], seed: int) -> None:
+        """Add the tokens to every tokenizer, their rows a trainable fp32 parameter."""
+        import torch
+
         rows = {}
         for stack in family.text:
-            ids = stack.ids(self.options.init_word or concept.class_word)
-            if not ids:
-                raise Usage("the initialiser is empty", fix="give --init-word a word")
             table = stack.encoder.get_input_embeddings().weight
-            rows[stack.name] = table[ids].detach().float().mean(0, keepdim=True)
-        self._insert(family, concept, rows)
+            starts = [table[self._start(stack, concept)].mean(0) for concept in concepts]
+            rows[stack.name] = torch.stack(starts).detach().float()
+        self._insert(family, concepts, rows)
+
+    def _start(self, stack: TextStack, concept: Concept) -> list[int]:
+        """Token ids of the word that a new token starts from."""
+        ids = stack.ids(self.options.init_word or concept.class_word)
+        if not ids:
+            raise Usage("the initialiser is empty", fix="give --init-word a word")
+        return ids
 
     def groups(self) -> list[Group]:
         # Decay would pull the word towards zero, away from where the other words are.
         return [Group("tokens", {n: t.rows for n, t in self._tables.items()}, weight_decay=0.0)]
 
-    def export(self, family: Family, concept: Concept, facts: Facts) -> Files:
-        """One file for the user interfaces, one for `load_textual_inversion`."""
+    def export(self, family: Family, concepts: Sequence[Concept], facts: Facts) -> Files:
+        """A file for the user interfaces by concept, and one for `load_textual_inversion`."""
         from dreamtune.formats import embeddings, modelspec
 
-        rows = {n: t.rows.detach().cpu().clone() for n, t in self._tables.items()}
-        tensors = embeddings.dump(rows)
-        body, base = modelspec.body_sha256(tensors), modelspec.BASES[family.spec]
-        metadata = modelspec.modelspec(base, "textual-inversion", body, **concept.about(facts))
-        return {
-            f"{concept.name}.safetensors": (tensors, metadata),
-            "learned_embeds.safetensors": (embeddings.dump_diffusers(_word(concept), rows), {}),
-        }
+        base = modelspec.BASES[family.spec]
+        files: Files = {}
+        learned: dict[str, Tensor] = {}
+        for i, concept in enumerate(concepts):
+            rows = {n: t.rows[i : i + 1].detach().cpu().clone() for n, t in self._tables.items()}
+            tensors = embeddings.dump(rows)
+            body, said = modelspec.body_sha256(tensors), about([concept], facts)
+            metadata = modelspec.modelspec(base, "textual-inversion", body, **said)
+            files[_file(concept, concepts)] = tensors, metadata
+            learned |= embeddings.dump_diffusers(_word(concept), rows)
+        return {**files, "learned_embeds.safetensors": (learned, {})}
 
-    def load(self, family: Family, concept: Concept, files: Files, weight: float) -> None:
-        """Add the learned word to the tokenizers; `weight` scales its row."""
+    def load(
+        self, family: Family, concepts: Sequence[Concept], files: Files, weight: float
+    ) -> None:
+        """Add the learned words to the tokenizers; `weight` scales their rows."""
+        import torch
+
         from dreamtune.formats import embeddings
 
-        _, stored = embeddings.parse(files[f"{concept.name}.safetensors"][0])
-        names = [stack.name for stack in family.text]
-        if sorted(stored) != sorted(names):
+        stored = [embeddings.parse(files[_file(c, concepts)][0])[1] for c in concepts]
+        names = sorted(stack.name for stack in family.text)
+        if sorted(stored[0]) != names:
             raise Usage(
-                f"{concept.name} has embeddings for {', '.join(sorted(stored))}",
+                f"{concepts[0].name} has embeddings for {', '.join(sorted(stored[0]))}",
                 why=f"this base has {', '.join(names)}",
                 fix="use the base it was trained on",
             )
-        self._insert(family, concept, {n: weight * rows.float() for n, rows in stored.items()})
+        rows = {n: weight * torch.cat([found[n].float() for found in stored]) for n in names}
+        self._insert(family, concepts, rows)
 
-    def _insert(self, family: Family, concept: Concept, rows: dict[str, Tensor]) -> None:
+    def _insert(self, family: Family, concepts: Sequence[Concept], rows: dict[str, Tensor]) -> None:
         from dreamtune.families._text import TokenRows
 
         family.denoiser.requires_grad_(False)
         self._tables = {}
         for stack in family.text:
-            stack.add_word(concept.identifier, _word(concept))
+            for concept in concepts:
+                stack.add_word(concept.identifier, _word(concept))
             old = stack.encoder.get_input_embeddings()
             table = TokenRows(old, rows[stack.name].to(old.weight.device))
             stack.encoder.set_input_embeddings(table)
             self._tables[stack.name] = table
+
+
+def _file(concept: Concept, concepts: Sequence[Concept]) -> str:
+    """NAME.safetensors, or one file for each of several: NAME-V01.safetensors."""
+    mark = f"-{concept.identifier.strip('[]')}" if len(concepts) > 1 else ""
+    return f"{concept.name}{mark}.safetensors"
 
 
 def _word(concept: Concept) -> str:

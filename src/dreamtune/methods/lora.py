@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamtune.errors import Usage
-from dreamtune.methods import Concept, Facts, Files, Group
+from dreamtune.methods import Concept, Facts, Files, Group, about
 from dreamtune.settings import option
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Method:
     def live(self) -> set[str]:
         return {"denoiser"}
 
-    def attach(self, family: Family, concept: Concept, seed: int) -> None:
+    def attach(self, family: Family, concepts: Sequence[Concept], seed: int) -> None:
         """Insert zero-initialised updates, so that step 0 is the base itself."""
         import torch
         from peft import LoraConfig, inject_adapter_in_model
@@ -47,7 +48,8 @@ class Method:
         from dreamtune.draws import seed_of
 
         for stack in family.text:
-            stack.bind(concept.identifier)
+            for concept in concepts:
+                stack.bind(concept.identifier)
         rank = self.options.rank
         config = LoraConfig(
             r=rank,
@@ -66,36 +68,40 @@ class Method:
     def groups(self) -> list[Group]:
         return [Group("denoiser", self._trainable)]
 
-    def export(self, family: Family, concept: Concept, facts: Facts) -> Files:
+    def export(self, family: Family, concepts: Sequence[Concept], facts: Facts) -> Files:
         """kohya's layout for the user interfaces, diffusers' for `load_lora_weights`."""
         from dreamtune.formats import diffusers, kohya, lora, modelspec
 
+        name = concepts[0].name
         adapter = {family.denoiser_name: lora.collect(family.denoiser_name, family.denoiser)}
         blocks = family.denoiser.config.get("layers_per_block", 2)
         tensors = kohya.dump(adapter, family.lora_layout, blocks)
         body, base = modelspec.body_sha256(tensors), modelspec.BASES[family.spec]
         metadata = {
-            **modelspec.modelspec(base, "lora", body, **concept.about(facts)),
-            **modelspec.kohya_keys(base, adapter, body, name=concept.name, **facts.training),
+            **modelspec.modelspec(base, "lora", body, **about(concepts, facts)),
+            **modelspec.kohya_keys(base, adapter, body, name=name, **facts.training),
         }
         return {
-            f"{concept.name}.safetensors": (tensors, metadata),
+            f"{name}.safetensors": (tensors, metadata),
             "pytorch_lora_weights.safetensors": diffusers.dump(adapter),
         }
 
-    def load(self, family: Family, concept: Concept, files: Files, weight: float) -> None:
-        """Bind the identifier as in training and add weight * delta W to the base's weights."""
+    def load(
+        self, family: Family, concepts: Sequence[Concept], files: Files, weight: float
+    ) -> None:
+        """Bind identifiers as in training and add weight * delta W to the base's weights."""
         from dreamtune.formats import diffusers, lora
 
-        for binding in concept.bindings:
-            stack = next(s for s in family.text if s.name == binding["stack"])
-            stack.bind(concept.identifier, binding["word"])
+        for concept in concepts:
+            for binding in concept.bindings:
+                stack = next(s for s in family.text if s.name == binding["stack"])
+                stack.bind(concept.identifier, binding["word"])
         adapter = diffusers.parse(*files["pytorch_lora_weights.safetensors"])
         modules = {family.denoiser_name: family.denoiser}
         shapes = {k: v for n, m in modules.items() for k, v in lora.shapes(n, m).items()}
         if misfits := lora.misfits(lora.signature(adapter), shapes):
             raise Usage(
-                f"{concept.name} does not fit the base {family.base}",
+                f"{concepts[0].name} does not fit the base {family.base}",
                 why=misfits[0],
                 fix="use the base it was trained on",
             )

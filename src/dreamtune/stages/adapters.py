@@ -25,7 +25,7 @@ class Adapter:
     """An adapter to put into the base: which, from which step, how strong, under which name."""
 
     artifact: Artifact
-    identifier: str
+    alias: str | None = None  # an identifier other than its own, for an adapter of one concept
     weight: float = 1.0
     step: int | None = None
 
@@ -39,15 +39,23 @@ class Adapter:
         return at if self.step is None else at / "steps" / f"{self.step:06d}"
 
     @property
-    def concept(self) -> Concept:
-        class_word, bindings = self.facts["class_word"], self.facts["bindings"]
-        return Concept(self.identifier, class_word, self.artifact.name, bindings)
+    def concepts(self) -> list[Concept]:
+        """What it taught, under the names that prompts use."""
+        return [
+            Concept(name, known["class_word"], self.artifact.name, known["bindings"])
+            for name, known in zip(self.identifiers, self.facts["concepts"], strict=True)
+        ]
+
+    @property
+    def identifiers(self) -> list[str]:
+        own = [known["identifier"] for known in self.facts["concepts"]]
+        return [self.alias] if self.alias else own
 
     def record(self) -> dict[str, Any]:
         return {
             "id": self.artifact.id,
             "name": self.artifact.label,
-            "identifier": self.identifier,
+            "identifiers": self.identifiers,
             "weight": self.weight,
             "step": self.step,
         }
@@ -61,30 +69,32 @@ def choose(store: Store, prompts: Sequence[str], refs: Sequence[str]) -> list[Ad
         adapters = [_named(store, ref) for ref in refs]
         _check_distinct(adapters)
         for prompt in prompts:
-            if not any(a.identifier in prompt for a in adapters):
-                words = " or ".join(a.identifier for a in adapters)
+            names = [name for adapter in adapters for name in adapter.identifiers]
+            if not any(name in prompt for name in names):
+                words = " or ".join(names)
                 console.warn(f"the prompt {prompt!r} does not say {words}")
         return adapters
     found: dict[str, Adapter] = {}
     for prompt in prompts:
-        for adapter in _owners(store, prompt):
-            other = found.setdefault(adapter.identifier, adapter)
+        for identifier, adapter in _owners(store, prompt).items():
+            other = found.setdefault(identifier, adapter)
             if other.artifact.id != adapter.artifact.id:
-                raise _ambiguous(adapter.identifier, [other.artifact, adapter.artifact])
-    return list(found.values())
+                raise _ambiguous(identifier, [other.artifact, adapter.artifact])
+    return list({adapter.artifact.id: adapter for adapter in found.values()}.values())
 
 
 def _check_distinct(adapters: Sequence[Adapter]) -> None:
     """Usage when two adapters would answer to one identifier: only one of them could."""
     owners: dict[str, Adapter] = {}
     for adapter in adapters:
-        other = owners.setdefault(adapter.identifier, adapter)
-        if other is not adapter:
-            labels = f"{other.artifact.label} and {adapter.artifact.label}"
-            raise Usage(
-                f"{labels} both own {adapter.identifier}",
-                fix=f"give one another name: --with '{adapter.artifact.name} as V02'",
-            )
+        for identifier in adapter.identifiers:
+            other = owners.setdefault(identifier, adapter)
+            if other is not adapter:
+                labels = f"{other.artifact.label} and {adapter.artifact.label}"
+                raise Usage(
+                    f"{labels} both own {identifier}",
+                    fix=f"give one another name: --with '{adapter.artifact.name} as V02'",
+                )
 
 
 def _named(store: Store, text: str) -> Adapter:
@@ -97,11 +107,22 @@ def _named(store: Store, text: str) -> Adapter:
             f"--with {text!r} has an unknown option {min(unknown)!r}", fix="there is @step="
         )
     step = _step(artifact, options["step"]) if "step" in options else None
-    own = artifact.read_json("adapter.json")["identifier"]
-    identifier = f"[{alias.strip().strip('[]')}]" if alias else own
-    if alias and not IDENTIFIER.fullmatch(identifier):
-        raise Usage(f"{alias.strip()!r} cannot be an identifier", fix="use letters and digits: V02")
-    return Adapter(artifact, identifier, 1.0 if weight is None else weight, step)
+    return Adapter(artifact, _alias(artifact, alias), 1.0 if weight is None else weight, step)
+
+
+def _alias(artifact: Artifact, word: str) -> str | None:
+    """The identifier of "as V02"; Usage when it is none, or the adapter has several of its own."""
+    if not word:
+        return None
+    identifier = f"[{word.strip().strip('[]')}]"
+    if not IDENTIFIER.fullmatch(identifier):
+        raise Usage(f"{word.strip()!r} cannot be an identifier", fix="use letters and digits: V02")
+    if len(artifact.read_json("adapter.json")["concepts"]) > 1:
+        raise Usage(
+            f"{artifact.label} has several concepts, which {word.strip()!r} cannot rename",
+            fix="use the identifiers that it was trained with",
+        )
+    return identifier
 
 
 def _step(artifact: Artifact, text: str) -> int | None:
@@ -117,7 +138,10 @@ def _step(artifact: Artifact, text: str) -> int | None:
     return int(text) if int(text) in kept else None
 
 
-def _owners(store: Store, prompt: str) -> list[Adapter]:
+Known = tuple[Artifact, dict[str, str]]  # an adapter, and class words by identifier
+
+
+def _owners(store: Store, prompt: str) -> dict[str, Adapter]:
     """The newest adapter for each identifier of the prompt; its class word, if said, decides."""
     identifiers = list(dict.fromkeys(IDENTIFIER.findall(prompt)))
     if not identifiers:
@@ -125,21 +149,26 @@ def _owners(store: Store, prompt: str) -> list[Adapter]:
             f"the prompt {prompt!r} has no identifier such as [V01]",
             fix=f"put one in, or name an adapter: --with NAME (--with {NONE} for the plain base)",
         )
-    adapters = [(a, a.read_json("adapter.json")) for a in store.list("adapter")]
-    return [_owner(store, identifier, prompt, adapters) for identifier in identifiers]
+    adapters = [(a, _class_words(a)) for a in store.list("adapter")]
+    # One that was trained on all of them together comes before several that were not.
+    whole = [(a, words) for a, words in adapters if words.keys() >= set(identifiers)]
+    return {i: _owner(store, i, prompt, whole or adapters) for i in identifiers}
 
 
-def _owner(
-    store: Store, identifier: str, prompt: str, adapters: list[tuple[Artifact, dict[str, Any]]]
-) -> Adapter:
-    fits = [(a, facts) for a, facts in adapters if facts["identifier"] == identifier]
+def _class_words(artifact: Artifact) -> dict[str, str]:
+    known = artifact.read_json("adapter.json")["concepts"]
+    return {concept["identifier"]: concept["class_word"] for concept in known}
+
+
+def _owner(store: Store, identifier: str, prompt: str, adapters: list[Known]) -> Adapter:
+    fits = [(a, words) for a, words in adapters if identifier in words]
     if not fits:
         raise NotFound(
             f"no adapter owns {identifier}",
             why=f"{store.path} has " + (_identifiers(adapters) or "no adapter yet"),
             fix="run `dreamtune train` first, or name one: --with NAME",
         )
-    said = [(a, facts) for a, facts in fits if f"{identifier} {facts['class_word']}" in prompt]
+    said = [(a, words) for a, words in fits if f"{identifier} {words[identifier]}" in prompt]
     fits = said or fits
     names = {a.name for a, _ in fits}
     if len(names) > 1:
@@ -148,7 +177,7 @@ def _owner(
     newest = store.newest("adapter", lambda a: a.id in ids)
     assert newest
     console.say(f"{identifier} is {newest.label}")
-    return Adapter(newest, identifier)
+    return Adapter(newest)
 
 
 def _ambiguous(identifier: str, artifacts: Sequence[Artifact]) -> Usage:
@@ -160,8 +189,8 @@ def _ambiguous(identifier: str, artifacts: Sequence[Artifact]) -> Usage:
     )
 
 
-def _identifiers(adapters: list[tuple[Artifact, dict[str, Any]]]) -> str:
-    return ", ".join(sorted({f"{f['identifier']} {f['class_word']}" for _, f in adapters}))
+def _identifiers(adapters: list[Known]) -> str:
+    return ", ".join(sorted({f"{i} {word}" for _, words in adapters for i, word in words.items()}))
 
 
 def put_in(family: Family, adapter: Adapter) -> None:
@@ -184,4 +213,4 @@ def put_in(family: Family, adapter: Adapter) -> None:
         raise Damaged(f"{adapter.folder} holds no adapter", fix="see `dreamtune verify`")
     module = plugins.load(recipe.METHODS, facts["method"])
     method = module.Method(module.Options(**facts["options"]))
-    method.load(family, adapter.concept, files, adapter.weight)
+    method.load(family, adapter.concepts, files, adapter.weight)

@@ -42,12 +42,16 @@ class Encoder:
     resolution: int
     live_text: bool
 
-    def encode(self, samples: Sequence[Sample], batch: int) -> Encoded:
-        """The table of all samples, and an order in which `batch` of them make an update."""
+    def encode(self, repeated: Sequence[tuple[Sample, int]], batch: int) -> Encoded:
+        """The table of all samples, and an order in which `batch` of them make an update.
+
+        repeated: each sample, and how often it is shown for once elsewhere.
+        """
         from dreamtune.data.batches import Order, Table
         from dreamtune.data.cache import Cache, encode_photo
 
         train, plan = self.train, self._crop_plan()
+        samples = [sample for sample, _ in repeated]
         cache = Cache(self.store.path / "cache", self._arithmetic())
         vae = families.fingerprint(train.base, "vae")
         with console.progress(len(samples), "encoding") as bar:
@@ -59,9 +63,11 @@ class Encoder:
         text = self._encode_text([sample.caption for sample in samples], cache)
         name = "tokens" if self.live_text else "text"
         table = Table(images, text, name, [sample.weight for sample in samples])
-        sizes = [plan.size_for(sample) for sample in samples]
-        buckets = [[i for i, s in enumerate(sizes) if s == size] for size in sorted(set(sizes))]
-        return Encoded(table.to(self.device), Order(buckets, batch, train.variants, train.seed))
+        buckets: dict[tuple[int, int], list[int]] = {}
+        for i, (sample, repeats) in enumerate(repeated):
+            buckets.setdefault(plan.size_for(sample), []).extend([i] * repeats)
+        members = [buckets[size] for size in sorted(buckets)]
+        return Encoded(table.to(self.device), Order(members, batch, train.variants, train.seed))
 
     def _arithmetic(self) -> dict[str, Any]:
         """What the last bits of an encoding depend on, apart from its inputs."""

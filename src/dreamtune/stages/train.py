@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dreamtune.methods import Concept, Facts, Method
 from dreamtune.settings import Train
 from dreamtune.stages.log import Log
 from dreamtune.stages.preview import preview
+from dreamtune.stages.sets import PhotoSet
 from dreamtune.stages.signals import signals
 
 VERSION = 1  # of what an adapter artifact holds and how it is made
@@ -29,7 +30,7 @@ class Run:
     """One call of `train`: what is asked for, and what is known before the work."""
 
     store: Store
-    prep: Artifact
+    sets: Sequence[PhotoSet]
     train: Train
     method: recipe.Chosen
     name: str
@@ -42,6 +43,7 @@ class Run:
         """All that decides the result, the base's weights included."""
         return {
             "name": self.name,
+            "photos": [one.record() for one in self.sets],
             "base_hash": families.fingerprint(self.train.base),
             "train": dataclasses.asdict(self.train),
             "method": {"name": self.method.name, **dataclasses.asdict(self.method.options)},
@@ -49,25 +51,17 @@ class Run:
 
     @functools.cached_property
     def key(self) -> str:
-        return self.store.key("adapter", VERSION, self.recipe, [self.prep.id])
+        return self.store.key("adapter", VERSION, self.recipe, self.parents)
 
-    @functools.cached_property
-    def concept(self) -> Concept:
-        facts = self.prep.read_json("concept.json")
-        return Concept(facts["identifier"], facts["class_word"], self.name)
+    @property
+    def parents(self) -> list[str]:
+        return [one.prep.id for one in self.sets]
 
-
-def find(store: Store, ref: str | None) -> Artifact:
-    """The prep artifact that is meant: by reference, or the one the store returned last."""
-    if ref is not None:
-        return store.resolve(ref, "prep")
-    artifact = store.newest("prep")
-    if artifact is None:
-        raise NotFound(
-            f"nothing to train on in {store.path}", fix="run `dreamtune prep FOLDER` first"
-        )
-    console.say(f"training on {artifact.label}, the newest prep")
-    return artifact
+    @property
+    def concepts(self) -> list[Concept]:
+        """What is learned, each once."""
+        words = {one.identifier: one.class_word for one in self.sets}
+        return [Concept(name, word, self.name) for name, word in words.items()]
 
 
 def run(ask: Run) -> Artifact:
@@ -76,10 +70,9 @@ def run(ask: Run) -> Artifact:
     if done:
         console.say(f"{done.label} is up to date")
         return ask.store.reuse(done)
-    ask.prep.check(deep=True)
-    with ask.store.draft(
-        "adapter", ask.name, ask.key, ask.recipe, [ask.prep.id], keep=True
-    ) as draft:
+    for one in ask.sets:
+        one.prep.check(deep=True)
+    with ask.store.draft("adapter", ask.name, ask.key, ask.recipe, ask.parents, keep=True) as draft:
         checkpoint = _resume_point(ask, draft)
         return Training(ask, draft).run(checkpoint)
 
@@ -166,9 +159,8 @@ class Training:
         self.method: Method = plugins.load(recipe.METHODS, ask.method.name).Method(
             ask.method.options
         )
-        self.method.attach(self.family, ask.concept, train.seed)
-        bindings = [stack.record(ask.concept.identifier) for stack in self.family.text]
-        self.concept = dataclasses.replace(ask.concept, bindings=bindings)
+        self.method.attach(self.family, ask.concepts, train.seed)
+        self.concepts = [self._bound(concept) for concept in ask.concepts]
         self.parameters = {
             f"{group.role}.{name}": p
             for group in self.method.groups()
@@ -177,8 +169,14 @@ class Training:
         objective = Objective(self.family, self.method.live(), getattr(losses, train.loss))
         optimizer = torch.optim.AdamW(self._groups(), fused=True)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        words = ", ".join(sorted({b["word"] for b in bindings}))
-        console.say(f"{ask.concept.identifier} is {words!r} to {train.base}")
+        for concept in self.concepts:
+            words = ", ".join(sorted({b["word"] for b in concept.bindings}))
+            console.say(f"{concept.identifier} is {words!r} to {train.base}")
+
+    def _bound(self, concept: Concept) -> Concept:
+        """The concept with the words that the tokenizers bind it to."""
+        bindings = [stack.record(concept.identifier) for stack in self.family.text]
+        return dataclasses.replace(concept, bindings=bindings)
 
     def _groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups, with the peak of each learning rate."""
@@ -210,7 +208,6 @@ class Training:
 
     def _encode(self) -> None:
         """Photos and captions to what the loop reads."""
-        from dreamtune.data import dataset
         from dreamtune.stages.encode import Encoder
 
         encoder = Encoder(
@@ -221,7 +218,7 @@ class Training:
             self.resolution,
             live_text="text" in self.method.live(),
         )
-        samples = dataset.read(self.ask.prep.path)
+        samples = [(s, one.repeats) for one in self.ask.sets for s in one.samples()]
         self.photos = len(samples)
         self.encoded = encoder.encode(samples, self._global_batch())
 
@@ -292,7 +289,7 @@ class Training:
         if train.preview_every and step % train.preview_every == 0:
             self.objective.eval()
             folder = self.draft.path / "previews"
-            preview(self.family, self.concept, folder, step, self.resolution, train.seed)
+            preview(self.family, self.concepts[0], folder, step, self.resolution, train.seed)
             self.objective.train()
         if train.save_every and step % train.save_every == 0 and step < train.steps:
             self._export(self.draft.path / "steps" / f"{step:06d}", step)
@@ -318,13 +315,13 @@ class Training:
         )
         checkpoints.require_finite(self.parameters, step)
         fsops.make_folder(folder)
-        files = self.method.export(self.family, self.concept, facts)
+        files = self.method.export(self.family, self.concepts, facts)
         for name, (tensors, metadata) in files.items():
             fsops.write_safetensors(folder / name, tensors, metadata)
 
     def _describe(self) -> None:
         """adapter.json, what sampling must know, and the recipe that makes the run again."""
-        concept = self.concept
+        known = ("identifier", "class_word", "bindings")
         facts = {
             "schema": 1,
             "method": self.ask.method.name,
@@ -332,9 +329,7 @@ class Training:
             "family": self.family.name,
             "base": self.train.base,
             "base_hash": self.ask.recipe["base_hash"],
-            "identifier": concept.identifier,
-            "class_word": concept.class_word,
-            "bindings": concept.bindings,
+            "concepts": [{k: getattr(c, k) for k in known} for c in self.concepts],
             "resolution": self.resolution,
             "steps": self.train.steps,
         }
