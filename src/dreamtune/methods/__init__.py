@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -66,8 +67,16 @@ class Method(Protocol):
     def live(self) -> set[str]:
         """The parts that run in the loop, of {"denoiser", "text"}; the others are encoded once."""
 
-    def attach(self, family: Family, concepts: Sequence[Concept], seed: int) -> None:
-        """Bind the identifiers, freeze the base, insert what is trained (fp32)."""
+    def attach(
+        self, family: Family, concepts: Sequence[Concept], seed: int, teacher: bool = False
+    ) -> None:
+        """Bind the identifiers, freeze the base, insert what is trained (fp32).
+
+        teacher: `teacher()` will be entered, so a method that changes the base keeps a copy.
+        """
+
+    def teacher(self, family: Family) -> AbstractContextManager[None]:
+        """While entered, `family.predict` and `encode_text` are the untrained base's."""
 
     def groups(self) -> list[Group]:
         """What the optimizer steps and checkpoints hold."""

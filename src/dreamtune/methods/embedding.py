@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,9 @@ class Method:
     def live(self) -> set[str]:
         return {"denoiser", "text"}
 
-    def attach(self, family: Family, concepts: Sequence[Concept], seed: int) -> None:
+    def attach(
+        self, family: Family, concepts: Sequence[Concept], seed: int, teacher: bool = False
+    ) -> None:
         """Add the tokens to every tokenizer, their rows a trainable fp32 parameter."""
         import torch
 
@@ -56,6 +59,10 @@ class Method:
         if not ids:
             raise Usage("the initialiser is empty", fix="give --init-word a word")
         return ids
+
+    def teacher(self, family: Family) -> AbstractContextManager[None]:
+        """The base is never changed: a prompt without the new word is all it takes."""
+        return nullcontext()
 
     def groups(self) -> list[Group]:
         # Decay would pull the word towards zero, away from where the other words are.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,9 @@ class Method:
     def live(self) -> set[str]:
         return {"denoiser"}
 
-    def attach(self, family: Family, concepts: Sequence[Concept], seed: int) -> None:
+    def attach(
+        self, family: Family, concepts: Sequence[Concept], seed: int, teacher: bool = False
+    ) -> None:
         """Insert zero-initialised updates, so that step 0 is the base itself."""
         import torch
         from peft import LoraConfig, inject_adapter_in_model
@@ -64,6 +67,25 @@ class Method:
         self._trainable = {name: p for name, p in named if p.requires_grad}
         for p in self._trainable.values():
             p.data = p.data.float()
+
+    @contextmanager
+    def teacher(self, family: Family) -> Iterator[None]:
+        """PEFT's layers step aside."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [m for m in family.denoiser.modules() if isinstance(m, BaseTunerLayer)]
+        trained = [p for p in self._trainable.values() if p.requires_grad]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for p in self._trainable.values():  # PEFT marks all of them
+                p.requires_grad_(False)
+            for p in trained:
+                p.requires_grad_(True)
 
     def groups(self) -> list[Group]:
         return [Group("denoiser", self._trainable)]
