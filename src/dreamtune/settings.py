@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import Usage
 
+_WEIGHT = r"\d{1,4}(\.\d+)?"
 IDENTIFIER = re.compile(r"\[[A-Za-z0-9_-]+\]")  # "[V01]", in captions and prompts alike
 
 
@@ -180,6 +181,26 @@ class Train:
         1.0, above=0, alias=("--max-grad-norm",), help="Largest norm of the gradient."
     )
     loss: str = option("l2", choices=("l2", "huber"), help="How errors are measured.")
+    prior: str = option(
+        "none",
+        choices=("none", "images", "teacher"),
+        help="Keep the class as it was: by class images, or by what the base predicts for it.",
+    )
+    prior_weight: float = option(
+        1.0, above=0, high=100, alias=("--prior-loss-weight",), help="Weight of the class."
+    )
+    class_images: str | None = option(
+        None, alias=("--class-data-dir",), help="Class images: a folder, or one of the store's. [made by the base]"
+    )
+    num_class_images: int | None = option(
+        None, low=1, high=10_000, help="Class images to make. [10 a photo, 40 to 200]"
+    )
+    class_prompt: str = option(
+        "a photo of a {class}", flag=None, help="What class images show, with {class}."
+    )
+    subject_weight: str = option(
+        "1", flag="--subject-weight", help="Weight of your photos, or its course: 1:2 doubles it."
+    )
     resolution: int | None = option(
         None, low=16, high=4096, help="Picture size in pixels. [the base's]"
     )
@@ -210,6 +231,18 @@ class Train:
     def __post_init__(self) -> None:
         if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
             raise Usage(f"crop_area = {list(self.crop_area)} must be [least, most]")
+        if not re.fullmatch(rf"{_WEIGHT}(:{_WEIGHT})?", self.subject_weight):
+            raise Usage(f"subject_weight = {self.subject_weight!r} must be a number, or FIRST:LAST")
+        if self.prior == "none" and (self.class_images or self.num_class_images):
+            raise Usage("class images are for prior preservation", fix="add --prior images")
+        if "{class}" not in self.class_prompt:
+            raise Usage(f"class_prompt = {self.class_prompt!r} must have {{class}} in it")
+
+    def subject_weight_at(self, step: int) -> float:
+        """The weight of the subject's photos at update `step`, from FIRST to LAST in a line."""
+        first, *rest = [float(number) for number in self.subject_weight.split(":")]
+        last = rest[0] if rest else first
+        return first + (last - first) * step / max(1, self.steps - 1)
 
 
 @dataclass(frozen=True)

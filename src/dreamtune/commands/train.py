@@ -48,9 +48,9 @@ def run(
         train,
         method,
         check_name(name or "+".join(one.prep.name for one in sets)),
-        resume,
-        fresh,
-        checkpoint_every,
+        resume=resume,
+        fresh=fresh,
+        checkpoint_every=checkpoint_every,
     )
     if dry_run:
         labels = ", ".join(one.prep.label for one in sets)

@@ -7,8 +7,8 @@ workers only cut the same global batch in other ways.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,13 +19,21 @@ from dreamtune.draws import generator
 Batch = dict[str, Any]
 
 
+SUBJECT, CLASS, TEACHER = "subject", "class", "teacher"  # what a row of a batch is for
+
+
 @dataclass(frozen=True)
 class Pick:
-    """One sample of an update. `ordinal` counts samples over the run and keys its draws."""
+    """One row of an update. `ordinal` counts rows of its role over the run and keys its draws.
+
+    role: SUBJECT; CLASS, a picture of something else of the class; or TEACHER, a photo of the
+    subject under the class's caption, whose target is what the base makes of it.
+    """
 
     ordinal: int
     sample: int
     variant: int
+    role: str = SUBJECT
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,10 @@ class Order:
 
     def picks(self, step: int) -> list[Pick]:
         """The global batch of update `step`."""
+        return self.take(*self.turn(step), step)
+
+    def turn(self, step: int) -> tuple[int, int]:
+        """Which bucket update `step` reads, and how many batches of it came before."""
         sizes = [len(bucket) for bucket in self.buckets]
         shares = [size // math.gcd(*sizes) for size in sizes]  # batches an epoch, in proportion
         epoch, place = divmod(step, sum(shares))
@@ -50,31 +62,54 @@ class Order:
         order = torch.randperm(len(turns), generator=generator(self.seed, "buckets", epoch))
         turn = [turns[i] for i in order]
         bucket = turn[place]
-        earlier = epoch * shares[bucket] + turn[:place].count(bucket)
+        return bucket, epoch * shares[bucket] + turn[:place].count(bucket)
+
+    def take(self, bucket: int, earlier: int, step: int, role: str = SUBJECT) -> list[Pick]:
+        """A global batch of one bucket, after `earlier` others of it."""
         return [
-            self._pick(bucket, earlier * self.size + i, step * self.size + i)
+            self._pick(bucket, earlier * self.size + i, step * self.size + i, role)
             for i in range(self.size)
         ]
 
-    def _pick(self, bucket: int, position: int, ordinal: int) -> Pick:
+    def _pick(self, bucket: int, position: int, ordinal: int, role: str) -> Pick:
         members = self.buckets[bucket]
         lap, place = divmod(position, len(members))
-        order = torch.randperm(len(members), generator=generator(self.seed, "order", bucket, lap))
-        return Pick(ordinal, members[int(order[place])], lap % self.variants)
+        source = generator(self.seed, "order", role, bucket, lap)
+        order = torch.randperm(len(members), generator=source)
+        return Pick(ordinal, members[int(order[place])], lap % self.variants, role)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What keeps the class as it was, a row for each row of the subject (arXiv:2208.12242, 3.3).
+
+    classes: class images by the subject's buckets; without them the base itself is the teacher.
+    """
+
+    subjects: Order
+    classes: Order | None = None
+
+    def picks(self, step: int) -> list[Pick]:
+        """The rows that go with the subject's rows of update `step`, of the same size."""
+        if self.classes:
+            return self.classes.take(*self.subjects.turn(step), step, CLASS)
+        return [replace(pick, role=TEACHER) for pick in self.subjects.picks(step)]
 
 
 @dataclass(frozen=True)
 class Table:
     """Everything that batches are made from.
 
-    images: by sample, mean and std (K, C, h, w) and meta (K, 6)
-    text:   by sample, either states or token ids, each (1, ...); `text_name` says which
-    weights: by sample
+    images:   by sample, mean and std (K, C, h, w) and meta (K, 6)
+    texts:    by caption, either states or token ids, each (1, ...); `text_name` says which
+    captions: by role and sample, the caption
+    weights:  by sample
     """
 
     images: Sequence[dict[str, Tensor]]
-    text: Sequence[dict[str, Tensor]]
+    texts: Sequence[dict[str, Tensor]]
     text_name: str  # "text" or "tokens"
+    captions: Mapping[str, Sequence[int]]
     weights: Sequence[float]
 
     def to(self, device: torch.device) -> Table:
@@ -83,14 +118,16 @@ class Table:
         def move(row: dict[str, Tensor]) -> dict[str, Tensor]:
             return {k: v.to(device) for k, v in row.items()}
 
-        images, text = [move(r) for r in self.images], [move(r) for r in self.text]
-        return Table(images, text, self.text_name, self.weights)
+        images, texts = [move(r) for r in self.images], [move(r) for r in self.texts]
+        return replace(self, images=images, texts=texts)
 
 
-def make_batch(table: Table, picks: Sequence[Pick], seed: int, share: float) -> Batch:
+def make_batch(
+    table: Table, picks: Sequence[Pick], seed: int, shares: Mapping[str, float]
+) -> Batch:
     """The tensors of some picks, (B, ...) each, on the table's device.
 
-    share: what one sample of weight 1 adds to the mean of the global batch.
+    shares: by role, what one row of weight 1 adds to the loss of the global batch.
     """
     images = [table.images[p.sample] for p in picks]
     batch: Batch = {
@@ -101,18 +138,19 @@ def make_batch(table: Table, picks: Sequence[Pick], seed: int, share: float) -> 
     batch |= {
         k: v.to(latent.device, non_blocking=True) for k, v in _draws(picks, latent.shape, seed)
     }
-    texts = [table.text[p.sample] for p in picks]
+    texts = [table.texts[table.captions[p.role][p.sample]] for p in picks]
     batch[table.text_name] = {name: torch.cat([t[name] for t in texts]) for name in texts[0]}
-    weights = torch.tensor([table.weights[p.sample] * share for p in picks])
+    weights = torch.tensor([table.weights[p.sample] * shares[p.role] for p in picks])
     batch["weight"] = weights.to(latent.device, non_blocking=True)
+    batch["taught"] = sum(p.role == TEACHER for p in picks)
     return batch
 
 
 def _draws(picks: Sequence[Pick], shape: torch.Size, seed: int) -> list[tuple[str, Tensor]]:
-    """Posterior noise, noise (B, C, h, w) and u (B,), each row keyed by its sample's ordinal."""
+    """Posterior noise, noise (B, C, h, w) and u (B,), each row keyed by its role and ordinal."""
     rows = []
     for pick in picks:
-        source = generator(seed, "sample", pick.ordinal)
+        source = generator(seed, pick.role, pick.ordinal)
         both = torch.randn(2, *shape[1:], generator=source)
         rows.append((both[0], both[1], torch.rand((), generator=source)))
     columns = zip(*rows, strict=True)

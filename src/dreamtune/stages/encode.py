@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import console, devices, families
 from dreamtune.artifacts import Store, library_versions, thread_count
+from dreamtune.errors import Usage
 from dreamtune.settings import Train
+
+Size = tuple[int, int]  # (width, height) px
 
 if TYPE_CHECKING:
     import torch
 
-    from dreamtune.data.batches import Order, Table
+    from dreamtune.data.batches import Order, Prior, Table
     from dreamtune.data.cache import Cache, CropPlan, Tensors
     from dreamtune.data.dataset import Sample
     from dreamtune.families import Family
@@ -25,6 +29,18 @@ class Encoded:
 
     table: Table
     order: Order
+    prior: Prior | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a run shows: photos of the subject with how often each is shown and the caption that
+    names only its class; and class images, or none.
+    """
+
+    subjects: Sequence[tuple[Sample, int, str]]  # sample, repeats, class caption
+    classes: Sequence[Sample] = ()
+    taught: bool = False  # by the base's own predictions
 
 
 @dataclass(frozen=True)
@@ -42,32 +58,48 @@ class Encoder:
     resolution: int
     live_text: bool
 
-    def encode(self, repeated: Sequence[tuple[Sample, int]], batch: int) -> Encoded:
-        """The table of all samples, and an order in which `batch` of them make an update.
+    def encode(self, lesson: Lesson, batch: int) -> Encoded:
+        """The table of all samples, and an order in which `batch` subjects make an update."""
+        from dreamtune.data.batches import Order, Prior
 
-        repeated: each sample, and how often it is shown for once elsewhere.
-        """
-        from dreamtune.data.batches import Order, Table
+        plan, train = self._crop_plan(), self.train
+        sizes = [plan.size_for(sample) for sample, _, _ in lesson.subjects]
+        repeats = [repeats for _, repeats, _ in lesson.subjects]
+        buckets = {size: _repeated(sizes, repeats, size) for size in sorted(set(sizes))}
+        order = Order([*buckets.values()], batch, train.variants, train.seed)
+        prior = Prior(order) if lesson.taught else None
+        plans = [plan] * len(sizes)
+        if lesson.classes:
+            shares = {size: len(members) for size, members in buckets.items()}
+            dealt = _deal(len(lesson.classes), shares)
+            plans += [dataclasses.replace(plan, sizes=(size,)) for size in dealt]
+            members = [[len(sizes) + i for i, s in enumerate(dealt) if s == b] for b in buckets]
+            prior = Prior(order, Order(members, batch, train.variants, train.seed))
+        return Encoded(self._table(lesson, plans), order, prior)
+
+    def _table(self, lesson: Lesson, plans: Sequence[CropPlan]) -> Table:
+        """Subjects and then class images, each cut by its plan."""
+        from dreamtune.data.batches import CLASS, SUBJECT, TEACHER, Table
         from dreamtune.data.cache import Cache, encode_photo
 
-        train, plan = self.train, self._crop_plan()
-        samples = [sample for sample, _ in repeated]
         cache = Cache(self.store.path / "cache", self._arithmetic())
-        vae = families.fingerprint(train.base, "vae")
+        vae = families.fingerprint(self.train.base, "vae")
+        samples = [*(sample for sample, _, _ in lesson.subjects), *lesson.classes]
         with console.progress(len(samples), "encoding") as bar:
             images = []
-            for sample in samples:
+            for sample, plan in zip(samples, plans, strict=True):
                 encode = self.family.encode_image
                 images.append(encode_photo(sample, plan, encode, vae, cache, self.device))
                 bar.advance()
-        text = self._encode_text([sample.caption for sample in samples], cache)
+        said = [sample.caption for sample in samples]
+        plain = [caption for _, _, caption in lesson.subjects]
+        captions = {caption: i for i, caption in enumerate(dict.fromkeys([*said, *plain]))}
+        rows = [captions[caption] for caption in said]
+        by_role = {SUBJECT: rows, CLASS: rows, TEACHER: [captions[caption] for caption in plain]}
+        texts = self._encode_text([*captions], cache)
         name = "tokens" if self.live_text else "text"
-        table = Table(images, text, name, [sample.weight for sample in samples])
-        buckets: dict[tuple[int, int], list[int]] = {}
-        for i, (sample, repeats) in enumerate(repeated):
-            buckets.setdefault(plan.size_for(sample), []).extend([i] * repeats)
-        members = [buckets[size] for size in sorted(buckets)]
-        return Encoded(table.to(self.device), Order(members, batch, train.variants, train.seed))
+        weights = [sample.weight for sample in samples]
+        return Table(images, texts, name, by_role, weights).to(self.device)
 
     def _arithmetic(self) -> dict[str, Any]:
         """What the last bits of an encoding depend on, apart from its inputs."""
@@ -89,13 +121,9 @@ class Encoder:
         )
 
     def _encode_text(self, captions: Sequence[str], cache: Cache) -> list[Tensors]:
-        """Text states by sample, or token ids when the text encoders run in the loop."""
-        stacks = self.family.text
-        tokens = {c: {s.name: s.tokenize([c]) for s in stacks} for c in dict.fromkeys(captions)}
-        if self.live_text:
-            return [tokens[c] for c in captions]
-        states = {c: self._text_states(ids, cache) for c, ids in tokens.items()}
-        return [states[c] for c in captions]
+        """Text states by caption, or token ids when the text encoders run in the loop."""
+        tokens = [{s.name: s.tokenize([c]) for s in self.family.text} for c in captions]
+        return tokens if self.live_text else [self._text_states(ids, cache) for ids in tokens]
 
     def _text_states(self, tokens: Tensors, cache: Cache) -> Tensors:
         """States (1, ...) of one caption. Its ids cover the tokenizers and what words they bind."""
@@ -115,3 +143,24 @@ class Encoder:
             return {name: state.cpu() for name, state in states.items()}
 
         return cache.get(facts, make)
+
+
+def _repeated(sizes: Sequence[Size], repeats: Sequence[int], size: Size) -> list[int]:
+    """The samples of one bucket, each as often as it is shown in a round."""
+    return [i for i, found in enumerate(sizes) if found == size for _ in range(repeats[i])]
+
+
+def _deal(count: int, shares: dict[Size, int]) -> list[Size]:
+    """A bucket for each of `count` class images, in proportion to the subject's, none left out."""
+    total, sizes = sum(shares.values()), [*shares]
+    if count < len(sizes):
+        raise Usage(
+            f"{count} class images are too few for photos of {len(sizes)} shapes",
+            fix=f"--num-class-images {len(sizes)} or more",
+        )
+    extra = count - len(sizes)
+    ends = [
+        round(extra * sum(shares[s] for s in sizes[: i + 1]) / total) for i in range(len(sizes))
+    ]
+    starts = [0, *ends[:-1]]
+    return [s for s, a, b in zip(sizes, starts, ends, strict=True) for _ in range(b - a + 1)]

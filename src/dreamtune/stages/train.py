@@ -16,6 +16,8 @@ from dreamtune.artifacts import Artifact, Draft, Store
 from dreamtune.errors import Interrupted, NotFound, Usage, WouldOverwrite
 from dreamtune.methods import Concept, Facts, Method
 from dreamtune.settings import Train
+from dreamtune.stages import classes
+from dreamtune.stages.encode import Encoder, Lesson
 from dreamtune.stages.log import Log
 from dreamtune.stages.preview import preview
 from dreamtune.stages.sets import PhotoSet
@@ -34,6 +36,7 @@ class Run:
     train: Train
     method: recipe.Chosen
     name: str
+    classes: Sequence[Artifact] = ()
     resume: bool = False
     fresh: bool = False
     checkpoint_every: int = 500
@@ -55,7 +58,7 @@ class Run:
 
     @property
     def parents(self) -> list[str]:
-        return [one.prep.id for one in self.sets]
+        return [*(one.prep.id for one in self.sets), *(images.id for images in self.classes)]
 
     @property
     def concepts(self) -> list[Concept]:
@@ -66,15 +69,35 @@ class Run:
 
 def run(ask: Run) -> Artifact:
     """Train, or find that it was done before."""
+    ask = with_class_images(ask)
     done = ask.store.find(ask.key)
     if done:
         console.say(f"{done.label} is up to date")
         return ask.store.reuse(done)
-    for one in ask.sets:
-        one.prep.check(deep=True)
+    for artifact in [*(one.prep for one in ask.sets), *ask.classes]:
+        artifact.check(deep=True)
     with ask.store.draft("adapter", ask.name, ask.key, ask.recipe, ask.parents, keep=True) as draft:
         checkpoint = _resume_point(ask, draft)
         return Training(ask, draft).run(checkpoint)
+
+
+def with_class_images(ask: Run) -> Run:
+    """The run with the class images that it asks for, which are made on first use."""
+    if ask.train.prior != "images" or ask.classes:
+        return ask
+    photos = sum(len(one.samples()) for one in ask.sets)
+    count = ask.train.num_class_images or min(200, max(40, 10 * photos))
+    words = [*dict.fromkeys(one.class_word for one in ask.sets)]
+    given = ask.train.class_images
+    if given and len(words) > 1:
+        raise Usage(
+            f"--class-images {given} cannot show both {' and '.join(words)}",
+            fix="leave it out, and the base makes them",
+        )
+    images = [classes.ensure(ask.store, ask.train, word, count) for word in words]
+    # A label, since a folder's path means nothing elsewhere.
+    train = dataclasses.replace(ask.train, class_images=images[0].label if given else None)
+    return dataclasses.replace(ask, train=train, classes=images)
 
 
 def _resume_point(ask: Run, draft: Draft) -> Path | None:
@@ -208,8 +231,6 @@ class Training:
 
     def _encode(self) -> None:
         """Photos and captions to what the loop reads."""
-        from dreamtune.stages.encode import Encoder
-
         encoder = Encoder(
             self.family,
             self.train,
@@ -218,9 +239,21 @@ class Training:
             self.resolution,
             live_text="text" in self.method.live(),
         )
-        samples = [(s, one.repeats) for one in self.ask.sets for s in one.samples()]
-        self.photos = len(samples)
-        self.encoded = encoder.encode(samples, self._global_batch())
+        lesson = self._lesson()
+        self.photos = len(lesson.subjects)
+        self.encoded = encoder.encode(lesson, self._global_batch())
+
+    def _lesson(self) -> Lesson:
+        """The photos of all sets, and what keeps their classes as they were."""
+        from dreamtune.data import dataset
+
+        subjects = [
+            (sample, one.repeats, classes.prompt_of(self.train, one.class_word))
+            for one in self.ask.sets
+            for sample in one.samples()
+        ]
+        others = [sample for a in self.ask.classes for sample in dataset.read(a.path)]
+        return Lesson(subjects, others, taught=self.train.prior == "teacher")
 
     def _global_batch(self) -> int:
         train = self.train
@@ -228,13 +261,21 @@ class Training:
 
     def _batches(self, step: int) -> list[dict[str, Any]]:
         """This process's micro-batches of one update."""
-        from dreamtune.data.batches import make_batch
+        from dreamtune.data.batches import CLASS, SUBJECT, TEACHER, make_batch
 
-        table, picks = self.encoded.table, self.encoded.order.picks(step)
+        table, prior, train = self.encoded.table, self.encoded.prior, self.train
+        picks = self.encoded.order.picks(step)
+        kept = prior.picks(step) if prior else []
+        shares = {
+            SUBJECT: train.subject_weight_at(step),
+            CLASS: train.prior_weight,
+            TEACHER: train.prior_weight,
+        }
+        shares = {role: share / len(picks) for role, share in shares.items()}
         size, rank = self.train.batch, self.accelerator.process_index
         starts = range(rank * size, len(picks), size * self.accelerator.num_processes)
-        some = [picks[start : start + size] for start in starts]
-        return [make_batch(table, p, self.train.seed, 1 / len(picks)) for p in some]
+        some = [picks[a : a + size] + kept[a : a + size] for a in starts]
+        return [make_batch(table, rows, train.seed, shares) for rows in some]
 
     # Step.
 
