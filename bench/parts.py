@@ -50,7 +50,7 @@ def updates(steps: int, count: int) -> dict[str, list[tuple[float, float]]]:
 
     from bench import base
     from dreamtune import families, loop, losses
-    from dreamtune.data.batches import Order, Table, make_batch
+    from dreamtune.data.batches import SUBJECT, Order, Table, make_batch
     from dreamtune.methods import Concept, lora
     from dreamtune.objective import Objective
 
@@ -66,19 +66,22 @@ def updates(steps: int, count: int) -> dict[str, list[tuple[float, float]]]:
     side = base.RESOLUTION // 8
     image = {name: torch.rand(4, 4, side, side) for name in ("mean", "std")}
     text = {"text": torch.rand(1, family.text[0].length, base.TEXT_WIDTH)}
-    table = Table([{**image, "meta": torch.rand(4, 6)}] * 4, [text] * 4, "text", [1.0] * 4)
+    table = Table(
+        [{**image, "meta": torch.rand(4, 6)}] * 4, [text], "text", {SUBJECT: [0] * 4}, [1.0] * 4
+    )
+    shares = {SUBJECT: 1 / BATCH}
     order = Order([range(4)], BATCH, 4, 0)
     loops = loop.train(
         objective,
         optimizer,
-        lambda step: [make_batch(table, order.picks(step), 0, 1 / BATCH)],
+        lambda step: [make_batch(table, order.picks(step), 0, shares)],
         accelerator=Accelerator(cpu=True),
         rate=lambda step: 1.0,
         steps=range(steps + 1),
         seed=0,
         clip=1.0,
     )
-    batch = make_batch(table, order.picks(0), 0, 1 / BATCH)
+    batch = make_batch(table, order.picks(0), 0, shares)
 
     def model() -> None:
         objective(batch).sum().backward()

@@ -54,15 +54,17 @@ def table(samples: int, variants: int = 3) -> Table:
         for _ in range(samples)
     ]
     text = [{"text": torch.randn(1, 5, 8)} for _ in range(samples)]
-    return Table(images, text, "text", [1.0] * samples)
+    return Table(images, text, "text", {"subject": range(samples)}, [1.0] * samples)
 
 
 def test_slices_of_a_global_batch_are_the_global_batch() -> None:
     """Accumulation and world size change nothing about the samples and their draws."""
     order, rows = order_of([5], 6), table(5)
     picks = order.picks(4)
-    whole = make_batch(rows, picks, seed=1, share=1 / 6)
-    parts = [make_batch(rows, picks[i : i + 2], seed=1, share=1 / 6) for i in (0, 2, 4)]
+    whole = make_batch(rows, picks, seed=1, shares={"subject": 1 / 6})
+    parts = [
+        make_batch(rows, picks[i : i + 2], seed=1, shares={"subject": 1 / 6}) for i in (0, 2, 4)
+    ]
     for name in ("mean", "std", "meta", "noise", "posterior_noise", "u", "weight"):
         assert torch.equal(whole[name], torch.cat([p[name] for p in parts])), name
     assert torch.equal(whole["text"]["text"], torch.cat([p["text"]["text"] for p in parts]))
@@ -73,5 +75,5 @@ def test_the_seed_changes_order_and_noise() -> None:
     first, second = (order_of([9], 4, seed=s).picks(0) for s in (0, 1))
     assert [p.sample for p in first] != [p.sample for p in second]
     rows = table(9)
-    noises = [make_batch(rows, first, seed, 1.0)["noise"] for seed in (0, 1)]
+    noises = [make_batch(rows, first, seed, {"subject": 1.0})["noise"] for seed in (0, 1)]
     assert not torch.equal(*noises)

@@ -190,7 +190,9 @@ class Train:
         1.0, above=0, high=100, alias=("--prior-loss-weight",), help="Weight of the class."
     )
     class_images: str | None = option(
-        None, alias=("--class-data-dir",), help="Class images: a folder, or one of the store's. [made by the base]"
+        None,
+        alias=("--class-data-dir",),
+        help="Class images: a folder, or one of the store's. [made by the base]",
     )
     num_class_images: int | None = option(
         None, low=1, high=10_000, help="Class images to make. [10 a photo, 40 to 200]"

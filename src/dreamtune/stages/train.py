@@ -182,14 +182,19 @@ class Training:
         self.method: Method = plugins.load(recipe.METHODS, ask.method.name).Method(
             ask.method.options
         )
-        self.method.attach(self.family, ask.concepts, train.seed)
+        self.method.attach(self.family, ask.concepts, train.seed, train.prior == "teacher")
         self.concepts = [self._bound(concept) for concept in ask.concepts]
         self.parameters = {
             f"{group.role}.{name}": p
             for group in self.method.groups()
             for name, p in group.parameters.items()
         }
-        objective = Objective(self.family, self.method.live(), getattr(losses, train.loss))
+        objective = Objective(
+            self.family,
+            self.method.live(),
+            getattr(losses, train.loss),
+            functools.partial(self.method.teacher, self.family),
+        )
         optimizer = torch.optim.AdamW(self._groups(), fused=True)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         for concept in self.concepts:
