@@ -60,7 +60,7 @@ def updates(steps: int, count: int) -> dict[str, list[tuple[float, float]]]:
     method = lora.Method(lora.Options())
     method.attach(family, [Concept("[V01]", "dog", "dog")], seed=0)
     parameters = [p for group in method.groups() for p in group.parameters.values()]
-    optimizer = torch.optim.AdamW([{"params": parameters, "peak": 1e-4}], fused=True)
+    optimizer = torch.optim.AdamW([{"params": parameters, "peak": 1e-4, "start": 0}], fused=True)
     objective = Objective(family, method.live(), losses.l2).train()
 
     side = base.RESOLUTION // 8

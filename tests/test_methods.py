@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dreamtune import families, plugins
-from dreamtune.methods import Concept
+from dreamtune.errors import Usage
+from dreamtune.methods import Concept, _thaw
 from tests.test_matrix import predict
 
 CONCEPTS = [Concept("[V01]", "dog", "rex")]
@@ -37,3 +38,46 @@ def test_the_teacher_is_the_untrained_base_bit_for_bit(base: str, method: str) -
     assert torch.equal(taught, predict(families.load(f"tiny:{base}", torch.float32), "a dog"))
     assert torch.equal(trained, predict(family, "a [V01] dog"))
     assert [p.requires_grad for p in parameters] == [False] + [True] * (len(parameters) - 1)
+
+
+# ---- progressive unfreezing
+
+UNET = [
+    "conv_in.weight",
+    "time_embedding.linear_1.weight",
+    "down_blocks.0.resnets.0.conv1.weight",
+    "up_blocks.0.resnets.0.conv1.weight",
+    "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.default.weight",
+    "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    "conv_out.weight",
+]
+CLIP = [f"text_model.encoder.layers.{i}.mlp.fc1.weight" for i in (10, 2, 9, 11)]
+CLIP += ["text_model.embeddings.token_embedding.weight", "text_model.final_layer_norm.weight"]
+
+
+def test_blocks_thaw_from_the_last_one_on() -> None:
+    at = _thaw.starts(UNET, "2:3@0.25:all@0.5")
+    assert [at[name] for name in UNET] == [0.5, 0.5, 0.5, 0, 0, 0.25, 0]
+    at = _thaw.starts(CLIP, "3:all@0.5")
+    assert [at[name] for name in CLIP] == [0, 0.5, 0, 0, 0.5, 0]
+    assert _thaw.starts(CLIP, "2").keys() == {CLIP[0], CLIP[3], CLIP[5]}
+    assert set(_thaw.starts(UNET, None).values()) == {0}
+    assert set(_thaw.starts(UNET, "0:all@0.3").values()) == {0.3}
+
+
+@pytest.mark.parametrize(
+    "plan", ["", "all@0.5", "3:2@0.5", "3:all", "3:all@1.5", "three", "3@.1:4@.1"]
+)
+def test_a_plan_that_cannot_be_meant_is_refused(plan: str) -> None:
+    with pytest.raises(Usage, match="3:all@0.5"):
+        _thaw.parse(plan)
+
+
+@pytest.mark.parametrize("base", plugins.names("dreamtune.families"))
+def test_every_block_of_every_family_is_found(base: str) -> None:
+    """A plan that reaches no block would freeze the whole run."""
+    family = families.load(f"tiny:{base}", torch.float32)
+    for module in (family.denoiser, *(stack.encoder for stack in family.text)):
+        names = [name for name, _ in module.named_parameters()]
+        shares = list(_thaw.starts(names, "1:all@0.5").values())
+        assert shares.count(0) > 4 and shares.count(0.5) > 4

@@ -54,13 +54,16 @@ def train(
 
     batches: step to the micro-batches of this process, whose "weight" entries (B,) already hold
         each sample's share of the global mean, so that losses and gradients just add up.
-    rate: step to a factor of each group's "peak" learning rate.
+    rate: step to a factor of each group's "peak" learning rate; a group is frozen before its
+        "start".
     clip: largest gradient norm.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step in steps:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate(step)
+            for p in group["params"]:  # without gradients an optimizer holds no state for them
+                p.requires_grad_(step >= group["start"])
         loss = torch.zeros((), device=accelerator.device)
         micro_batches = batches(step)
         for i, batch in enumerate(micro_batches):

@@ -34,6 +34,12 @@ def encode_prompt(family: Family, prompt: str) -> dict[str, Tensor]:
     return family.encode_text(tokens)
 
 
+def arithmetic(family: Family) -> torch.autocast:
+    """Half precision for a denoiser that is in fp32, since it is being trained, in a half base."""
+    half, own = family.text[0].encoder.dtype, family.denoiser.dtype
+    return torch.autocast(family.denoiser.device.type, half, enabled=own != half)
+
+
 @torch.inference_mode()
 def pictures(
     family: Family, prompt: str, seeds: Sequence[int], look: Look, batch: int
@@ -49,15 +55,16 @@ def pictures(
     width, height = look.size
     for start in range(0, len(seeds), batch):
         some = seeds[start : start + batch]
-        latents = pipeline(
-            **{name: states.repeat_interleave(len(some), 0) for name, states in arguments.items()},
-            num_inference_steps=look.steps,
-            guidance_scale=look.guidance,
-            width=width,
-            height=height,
-            generator=[torch.Generator().manual_seed(seed) for seed in some],
-            output_type="latent",
-        ).images
+        with arithmetic(family):
+            latents = pipeline(
+                **{name: rows.repeat_interleave(len(some), 0) for name, rows in arguments.items()},
+                num_inference_steps=look.steps,
+                guidance_scale=look.guidance,
+                width=width,
+                height=height,
+                generator=[torch.Generator().manual_seed(seed) for seed in some],
+                output_type="latent",
+            ).images
         pixels = family.decode_image(latents)
         arrays = pipeline.image_processor.postprocess(pixels, output_type="np")
         for seed, array in zip(some, arrays, strict=True):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from dreamtune.families import Family
 
-Files = dict[str, tuple[dict[str, "Tensor"], dict[str, str]]]  # name -> tensors, metadata
+Weights = dict[str, tuple[dict[str, "Tensor"], dict[str, str]]]  # path -> tensors, metadata
+Files = dict[str, tuple[dict[str, "Tensor"], dict[str, str]] | dict[str, Any]]  # or a JSON object
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Group:
     parameters: dict[str, nn.Parameter]
     weight_decay: float | None = None  # None: as [train] says
     learning_rate: float | None = None  # peak; None: as [train] says, else the method's
+    start: float = 0.0  # share of the run after which they are trained; frozen until then
 
 
 class Method(Protocol):
@@ -82,9 +84,11 @@ class Method(Protocol):
         """What the optimizer steps and checkpoints hold."""
 
     def export(self, family: Family, concepts: Sequence[Concept], facts: Facts) -> Files:
-        """The files that other tools load."""
+        """The files that other tools load, by path in the adapter: NAME.safetensors, or one folder
+        down, as unet/config.json.
+        """
 
     def load(
-        self, family: Family, concepts: Sequence[Concept], files: Files, weight: float
+        self, family: Family, concepts: Sequence[Concept], files: Weights, weight: float
     ) -> None:
         """Put an exported adapter into a base for sampling, `weight` times as strong."""

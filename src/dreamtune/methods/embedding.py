@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dreamtune.errors import Usage
-from dreamtune.methods import Concept, Facts, Files, Group, about
+from dreamtune.methods import Concept, Facts, Files, Group, Weights, about
 from dreamtune.settings import option
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Method:
         return {**files, "learned_embeds.safetensors": (learned, {})}
 
     def load(
-        self, family: Family, concepts: Sequence[Concept], files: Files, weight: float
+        self, family: Family, concepts: Sequence[Concept], files: Weights, weight: float
     ) -> None:
         """Add the learned words to the tokenizers; `weight` scales their rows."""
         import torch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamtune.errors import Usage
-from dreamtune.methods import Concept, Facts, Files, Group, about
+from dreamtune.methods import Concept, Facts, Files, Group, Weights, _words, about
 from dreamtune.settings import option
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ class Method:
 
         from dreamtune.draws import seed_of
 
-        for stack in family.text:
-            for concept in concepts:
-                stack.bind(concept.identifier)
+        _words.bind(family, concepts)
         rank = self.options.rank
         config = LoraConfig(
             r=rank,
@@ -109,15 +107,12 @@ class Method:
         }
 
     def load(
-        self, family: Family, concepts: Sequence[Concept], files: Files, weight: float
+        self, family: Family, concepts: Sequence[Concept], files: Weights, weight: float
     ) -> None:
         """Bind identifiers as in training and add weight * delta W to the base's weights."""
         from dreamtune.formats import diffusers, lora
 
-        for concept in concepts:
-            for binding in concept.bindings:
-                stack = next(s for s in family.text if s.name == binding["stack"])
-                stack.bind(concept.identifier, binding["word"])
+        _words.bind_again(family, concepts)
         adapter = diffusers.parse(*files["pytorch_lora_weights.safetensors"])
         modules = {family.denoiser_name: family.denoiser}
         shapes = {k: v for n, m in modules.items() for k, v in lora.shapes(n, m).items()}

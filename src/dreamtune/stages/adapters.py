@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dreamtune import console, plugins, recipe
 from dreamtune.artifacts import Artifact, Store, parse_ref
 from dreamtune.errors import Damaged, NotFound, Usage
-from dreamtune.methods import Concept, Files
+from dreamtune.methods import Concept, Weights
 from dreamtune.settings import IDENTIFIER
 
 if TYPE_CHECKING:
@@ -204,13 +204,15 @@ def put_in(family: Family, adapter: Adapter) -> None:
             why=f"{family.base} is a {family.name} model",
             fix=f"use its own base: --base {facts['base']}",
         )
-    files: Files = {}
-    for path in sorted(adapter.folder.glob("*.safetensors")):
+    files: Weights = {}
+    folder = adapter.folder
+    # Two levels: below them are the adapters of earlier steps.
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            files[path.name] = (tensors, file.metadata() or {})
+            files[path.relative_to(folder).as_posix()] = (tensors, file.metadata() or {})
     if not files:
-        raise Damaged(f"{adapter.folder} holds no adapter", fix="see `dreamtune verify`")
+        raise Damaged(f"{folder} holds no adapter", fix="see `dreamtune verify`")
     module = plugins.load(recipe.METHODS, facts["method"])
     method = module.Method(module.Options(**facts["options"]))
     method.load(family, adapter.concepts, files, adapter.weight)

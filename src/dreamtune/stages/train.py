@@ -216,6 +216,7 @@ class Training:
                 "peak": _first(group.learning_rate, rate),
                 "lr": _first(group.learning_rate, rate),
                 "weight_decay": _first(group.weight_decay, train.weight_decay),
+                "start": round(group.start * train.steps),
             }
             for group in self.method.groups()
         ]
@@ -360,10 +361,12 @@ class Training:
             },
         )
         checkpoints.require_finite(self.parameters, step)
-        fsops.make_folder(folder)
-        files = self.method.export(self.family, self.concepts, facts)
-        for name, (tensors, metadata) in files.items():
-            fsops.write_safetensors(folder / name, tensors, metadata)
+        for name, content in self.method.export(self.family, self.concepts, facts).items():
+            fsops.make_folder((folder / name).parent)
+            if isinstance(content, tuple):
+                fsops.write_safetensors(folder / name, *content)
+            else:
+                fsops.write_json(folder / name, content)
 
     def _describe(self) -> None:
         """adapter.json, what sampling must know, and the recipe that makes the run again."""
