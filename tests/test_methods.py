@@ -69,7 +69,7 @@ def test_blocks_thaw_from_the_last_one_on() -> None:
     "plan", ["", "all@0.5", "3:2@0.5", "3:all", "3:all@1.5", "three", "3@.1:4@.1"]
 )
 def test_a_plan_that_cannot_be_meant_is_refused(plan: str) -> None:
-    with pytest.raises(Usage, match="3:all@0.5"):
+    with pytest.raises(Usage, match=r"3:all@0\.5"):
         _thaw.parse(plan)
 
 
