@@ -65,7 +65,7 @@ def test_json_is_all_there_is_on_stdout(folder: Path) -> None:
     assert forked.run([*TINY, "--json"], folder) == 0
     said = json.loads((folder / "stdout").read_text())
     assert said["id"] == newest(folder).id
-    assert set(said["run"]["seconds"]) == {"import", "load", "encode", "steps", "save"}
+    assert set(said["run"]["seconds"]) == {"import", "load", "encode", "rehearse", "steps", "save"}
 
 
 def test_a_dry_run_changes_nothing(folder: Path) -> None:

@@ -139,6 +139,8 @@ class Training:
             self._load()
         with self._phase("encode"):
             self._encode()
+        with self._phase("rehearse"):
+            self._rehearse()
         with self._phase("steps"):
             self._step(checkpoint)
         with self._phase("save"):
@@ -282,6 +284,16 @@ class Training:
         starts = range(rank * size, len(picks), size * self.accelerator.num_processes)
         some = [picks[a : a + size] + kept[a : a + size] for a in starts]
         return [make_batch(table, rows, train.seed, shares) for rows in some]
+
+    def _rehearse(self) -> None:
+        """Try a step, and say what the run will take; Resources when it cannot fit."""
+        from dreamtune.stages.forecast import Rehearsal, forecast
+
+        self.objective.train()
+        batch, context = self._batches(0)[0], self.accelerator.autocast
+        rehearsal = Rehearsal(self.objective, batch, context, self._count())
+        found = forecast(rehearsal, self.train, self.ask.method.name, self.draft.path)
+        console.say(f"{self.train.steps} updates will take {found}")
 
     # Step.
 
