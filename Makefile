@@ -6,7 +6,7 @@ DEMO := demo
 PHOTOS := src/dreamtune/assets/photos/raccoon
 PEER ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test faults lint bench clean
 
 demo: $(READY)  ## the whole job on bundled pictures; ends with the path of a grid
 	@mkdir -p $(DEMO)
@@ -17,6 +17,9 @@ demo: $(READY)  ## the whole job on bundled pictures; ends with the path of a gr
 
 test: lint  ## every test, in two processes
 	$(BIN)/python -m pytest -n 2
+
+faults: $(READY)  ## every power cut, full disk, kill and signal; `make test` takes a sample
+	DREAMTUNE_FAULTS=all $(BIN)/python -m pytest -n 2 tests/faults
 
 lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .

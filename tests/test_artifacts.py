@@ -424,71 +424,7 @@ def test_a_read_only_store_can_be_read(
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing that writes works after it."""
-
-
-def mutations(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> list[str]:
-    """Note every call that changes the disk; at number `at` (1 is the first) raise `error`."""
-    seen: list[str] = []
-
-    def watch(name: str) -> None:
-        real = getattr(os, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if name == "open" and not args[1] & os.O_CREAT:
-                return real(*args, **kwargs)
-            seen.append(name)
-            dead = isinstance(error, Killed) and len(seen) > at  # no clean-up after a kill
-            if at and (len(seen) == at or dead):
-                raise error
-            return None if name == "fsync" else real(*args, **kwargs)
-
-        monkeypatch.setattr(os, name, call)
-
-    for name in ("open", "write", "fsync", "replace", "mkdir", "unlink", "rmdir", "pwrite"):
-        watch(name)
-    return seen
-
-
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("code", [None, errno.ENOSPC, errno.EIO])
-def test_every_point_of_failure_leaves_before_or_after(
-    tmp_path: Path, keep: bool, code: int | None
-) -> None:
-    """Fail each disk call of making a second artifact: the store holds one or two good ones."""
-    payload = {"w": b"w" * 99}
-
-    make(Store(tmp_path / "first"))
-
-    def attempt(folder: Path, at: int, patch: pytest.MonkeyPatch) -> list[str]:
-        store = Store(shutil.copytree(tmp_path / "first", folder))
-        (first,) = store.list()
-        error = OSError(code, os.strerror(code)) if code else Killed()
-        seen = mutations(patch, at, error)
-        try:
-            make(store, kind="prep", payload=payload, recipe={"n": 2}, keep=keep)
-        except (Killed, Resources) as e:
-            assert (code is None) == isinstance(e, Killed)
-            assert not isinstance(e, Resources) or e.code == 15
-        finally:
-            patch.undo()
-        assert first in store.list() and len(store.list()) <= 2
-        assert all(not found for found in store.verify(deep=True).values())
-        newest = store.newest("prep")
-        assert newest is not None and newest.version in ("v001", "v002")
-        again = make(store, payload=payload, recipe={"n": 2}, keep=keep)
-        assert again.id == artifacts._hash({"w": fsops.hash_file(again.path / "w")})
-        assert store.newest("prep") == again
-        assert all(not found for found in store.verify(deep=True).values())
-        assert not [p for p in tree(store) if ".tmp-" in p or ".work-" in p]
-        return seen
-
-    with pytest.MonkeyPatch.context() as patch:
-        total = len(attempt(tmp_path / "all", 0, patch))
-    assert total > 25
-    for at in range(1, total + 1):
-        with pytest.MonkeyPatch.context() as patch:
-            attempt(tmp_path / str(at), at, patch)
+    """Stands for the end of the process."""
 
 
 def test_the_order_is_payload_manifest_rename_journal(

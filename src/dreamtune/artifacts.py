@@ -155,7 +155,7 @@ class Draft:
         fsops.write_bytes(self.path / MANIFEST, artifact.manifest_bytes())
         fsops.rename(self.path, artifact.path)
         self.store._record("made", artifact)
-        fsops.remove_tree(artifact.path / CHECKPOINTS)
+        fsops.discard(artifact.path / CHECKPOINTS)
         return Artifact.load(artifact.path)
 
 
@@ -296,7 +296,7 @@ class Store:
                 yield Draft(self, work, resumed, kind, name, key, recipe, [*parents])
             finally:
                 if not keep:
-                    fsops.remove_tree(work)
+                    fsops.discard(work)
 
     # Inside.
 
@@ -356,7 +356,7 @@ class Store:
         for path in litter:
             home = self.path.joinpath(*path.relative_to(self.path).parts[:2])
             with contextlib.suppress(Locked), fsops.lock(home / ".lock", str(home)):
-                fsops.remove_tree(path)
+                fsops.discard(path)
 
     def _not_found(self, ref: str, kind: str | None) -> NotFound:
         known = {a.name for a in self.list(kind)} | {a.label for a in self.list(kind)}

@@ -1,6 +1,6 @@
 """Training state on disk: safetensors and JSON, so that reading it runs no code.
 
-    checkpoints/step-000300.safetensors   parameters and optimizer state, by name
+    checkpoints/step-000300.safetensors   parameters and optimizer state, by name; where it was made
     checkpoints/step-000300.json          written after it: the step and the file's SHA-256
 
 Random numbers need no state (see draws.py). Older checkpoints go only once a newer one is durable.
@@ -9,6 +9,7 @@ Random numbers need no state (see draws.py). Older checkpoints go only once a ne
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,23 +22,41 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 KEEP = 2
+MADE_ON = "made_on"
 
 
 def save(
-    folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    made_on: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the state after `step` updates. NonFinite, and nothing written, when a weight is."""
+    """Write the state after `step` updates. NonFinite, and nothing written, when a weight is.
+
+    made_on: what the bits of the next updates depend on: device, precision, processes
+    """
     require_finite(parameters, step)
     tensors = {f"parameters.{name}": p.detach() for name, p in parameters.items()}
     for name, p in parameters.items():
         state = optimizer.state.get(p, {})
         tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
     path = fsops.make_folder(folder) / f"step-{step:06d}.safetensors"
-    fsops.write_safetensors(path, tensors)
+    fsops.write_safetensors(path, tensors, {MADE_ON: json.dumps(made_on or {}, sort_keys=True)})
     fsops.write_json(path.with_suffix(".json"), {"step": step, "sha256": fsops.hash_file(path)})
-    for old in _notes(folder)[:-KEEP]:
-        fsops.remove_tree(old.with_suffix(".safetensors"))
-        fsops.remove_tree(old)
+    _retire(folder, step)
+
+
+def _retire(folder: Path, step: int) -> None:
+    """Keep the newest few up to `step`. Later ones are damaged, or the run would be there.
+
+    A note goes before its tensors, so that what is half removed does not look damaged.
+    """
+    kept = [note for note in _notes(folder) if step_of(note) <= step][-KEEP:]
+    stems = {note.stem for note in kept}
+    for old in sorted(folder.glob("step-*"), key=lambda p: p.suffix != ".json"):
+        if old.stem not in stems:
+            fsops.discard(old)
 
 
 def require_finite(parameters: Mapping[str, nn.Parameter], step: int) -> None:
@@ -55,10 +74,20 @@ def latest(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; says so when a newer one is not."""
     for note in reversed(_notes(folder)):
         path = note.with_suffix(".safetensors")
-        if path.is_file() and fsops.hash_file(path) == _read(note).get("sha256"):
+        if whole(note):
             return path
         console.warn(f"{path} is damaged, so the one before it is used")
     return None
+
+
+def whole(note: Path) -> bool:
+    """Whether the tensors beside a note are those that it was written for."""
+    try:
+        said = dict(json.loads(note.read_bytes()))
+        found = {"step": step_of(note), "sha256": fsops.hash_file(note.with_suffix(".safetensors"))}
+    except (OSError, ValueError, TypeError, RecursionError):  # not there, or cannot be read
+        return False
+    return said == found
 
 
 def step_of(path: Path) -> int:
@@ -66,13 +95,26 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
+def drift(path: Path, made_on: Mapping[str, Any]) -> list[str]:
+    """How the machine differs from the one that wrote a checkpoint: "device was cuda, is cpu"."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        was = json.loads((file.metadata() or {}).get(MADE_ON, "{}"))
+    return [
+        f"{name} was {was[name]}, is {made_on.get(name)}"
+        for name in sorted(was)
+        if was[name] != made_on.get(name)
+    ]
+
+
 def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
     """Put the state back; Damaged when it belongs to other parameters."""
     from safetensors.torch import load_file
 
     tensors = load_file(path)
-    stored = {k.removeprefix("parameters.") for k in tensors if k.startswith("parameters.")}
-    if stored != parameters.keys():
+    stored = {name: t.shape for name, t in tensors.items() if name.startswith("parameters.")}
+    if stored != {f"parameters.{name}": p.shape for name, p in parameters.items()}:
         raise Damaged(f"{path} holds other parameters", fix="start again with --fresh")
     for name, p in parameters.items():
         p.data.copy_(tensors[f"parameters.{name}"])
@@ -90,11 +132,6 @@ def _on_device(key: str, value: Any, p: nn.Parameter) -> Any:
 
 
 def _notes(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.json"))
-
-
-def _read(note: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(note.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return {}
+    """The notes in a folder, in the order of their steps."""
+    named = (p for p in folder.glob("step-*.json") if re.fullmatch(r"step-\d+", p.stem))
+    return sorted(named, key=step_of)

@@ -27,7 +27,7 @@ _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextlib.contextmanager
-def guard(path: Path, needed: int = 0) -> Iterator[None]:
+def guard(path: Path, needed: int = 0, verb: str = "write") -> Iterator[None]:
     """Turn a full or read-only disk into `Resources`, with the bytes needed and free."""
     try:
         yield
@@ -35,13 +35,13 @@ def guard(path: Path, needed: int = 0) -> Iterator[None]:
         if e.errno in _FULL:
             free = shutil.disk_usage(_existing(path)).free
             raise Resources(
-                f"cannot write {path}",
+                f"cannot {verb} {path}",
                 why=f"{os.strerror(e.errno)} ({needed:,} bytes needed, {free:,} free)",
                 fix="free some space or use another --store, and run the same command again",
             ) from e
         if e.errno in _REFUSED:
             raise Resources(
-                f"cannot write {path}",
+                f"cannot {verb} {path}",
                 why=os.strerror(e.errno),
                 fix="use another --store or set DREAMTUNE_STORE",
             ) from e
@@ -56,7 +56,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 def put(path: Path, data: bytes) -> None:
     """A plain write into a draft, where `seal` syncs thousands of files in one go."""
     with guard(path, len(data)):
-        path.write_bytes(data)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            _write_all(fd, data)
+        finally:
+            os.close(fd)
 
 
 def remove(path: Path) -> None:
@@ -142,7 +146,7 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
                 f"{what} is being written by process {pid}",
                 fix="wait for it to end, or give this run another --name",
             ) from None
-        with guard(path):
+        with contextlib.suppress(OSError):  # a full disk has no room for a name, and locks
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield
@@ -163,8 +167,16 @@ def adopt(src: Path, dst: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Delete a file or folder, if it is there."""
-    with guard(path), contextlib.suppress(FileNotFoundError):
+    with guard(path, verb="remove"), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def discard(path: Path) -> None:
+    """Delete what nobody needs any more; when that fails it stays, and is said, and no more."""
+    try:
+        remove_tree(path)
+    except Resources as e:
+        console.warn(f"{e.what}, which can go ({e.why})")
 
 
 def hash_file(path: Path) -> str:
