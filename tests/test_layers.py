@@ -19,7 +19,8 @@ import dreamtune
 ROOT = Path(dreamtune.__file__).parent
 LAYERS = [
     {"", "errors", "plugins", "console", "settings", "recipe", "flags", "fsops", "artifacts"},
-    {"data", "formats", "diffusion", "losses", "draws", "checkpoints", "assets"},
+    {"data", "formats", "diffusion", "losses", "draws", "checkpoints", "assets"}
+    | {"optimizers", "schedules"},
     {"families"},
     {"methods"},
     {"objective", "loop", "metrics", "sampling", "devices"},

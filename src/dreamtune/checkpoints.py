@@ -14,15 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamtune import console, fsops
+from dreamtune import console, fsops, optimizers
 from dreamtune.errors import Damaged, NonFinite
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
 KEEP = 2
-MADE_ON = "made_on"
+MADE_ON, NUMBERS = "made_on", "optimizer"  # keys of the metadata
 
 
 def save(
@@ -38,11 +39,12 @@ def save(
     """
     require_finite(parameters, step)
     tensors = {f"parameters.{name}": p.detach() for name, p in parameters.items()}
-    for name, p in parameters.items():
-        state = optimizer.state.get(p, {})
-        tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
+    remembered, numbers = optimizers.dump(optimizer, parameters)
+    tensors |= {f"optimizer.{path}": value for path, value in remembered.items()}
     path = fsops.make_folder(folder) / f"step-{step:06d}.safetensors"
-    fsops.write_safetensors(path, tensors, {MADE_ON: json.dumps(made_on or {}, sort_keys=True)})
+    said = {MADE_ON: made_on or {}, NUMBERS: numbers}
+    metadata = {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
+    fsops.write_safetensors(path, tensors, metadata)
     fsops.write_json(path.with_suffix(".json"), {"step": step, "sha256": fsops.hash_file(path)})
     _retire(folder, step)
 
@@ -110,25 +112,27 @@ def drift(path: Path, made_on: Mapping[str, Any]) -> list[str]:
 
 def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
     """Put the state back; Damaged when it belongs to other parameters."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(path)
+    tensors, numbers = _load(path, next(iter(parameters.values())).device)
     stored = {name: t.shape for name, t in tensors.items() if name.startswith("parameters.")}
     if stored != {f"parameters.{name}": p.shape for name, p in parameters.items()}:
         raise Damaged(f"{path} holds other parameters", fix="start again with --fresh")
     for name, p in parameters.items():
         p.data.copy_(tensors[f"parameters.{name}"])
-        optimizer.state[p] = {
-            key.split(".")[1]: _on_device(key, value, p)
-            for key, value in tensors.items()
-            if key.startswith("optimizer.") and key.split(".", 2)[2] == name
-        }
+    remembered = {
+        key.removeprefix("optimizer."): value
+        for key, value in tensors.items()
+        if key.startswith("optimizer.")
+    }
+    optimizers.restore(optimizer, parameters, remembered, numbers)
 
 
-def _on_device(key: str, value: Any, p: nn.Parameter) -> Any:
-    """AdamW keeps its step counter on the CPU unless it is fused on a GPU."""
-    counts_on_cpu = key.startswith("optimizer.step.") and p.device.type == "cpu"
-    return value if counts_on_cpu else value.to(p.device)
+def _load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a checkpoint, on a device, and the optimizer's numbers."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt", device=str(device)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()[NUMBERS])
 
 
 def _notes(folder: Path) -> list[Path]:

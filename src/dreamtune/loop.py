@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,18 +24,6 @@ class Step:
     loss: Tensor  # scalar
     gradient_norm: Tensor  # scalar, before clipping
     learning_rate: float  # of the first group
-
-
-def cosine(step: int, steps: int, warmup: int) -> float:
-    """Factor of the peak rate at update `step` of `steps`: linear warm-up, then half a cosine."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def constant(step: int, steps: int, warmup: int) -> float:
-    """Factor of the peak rate at update `step` of `steps`: linear warm-up, then 1."""
-    return min(1.0, (step + 1) / max(1, warmup))
 
 
 def train(

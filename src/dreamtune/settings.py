@@ -167,16 +167,22 @@ class Train:
     learning_rate: float | None = option(
         None, above=0, high=10, alias=("--lr",), help="Peak rate. [the method's]"
     )
-    schedule: str = option(
-        "cosine",
-        choices=("cosine", "constant"),
-        alias=("--lr-scheduler",),
-        help="Course of the learning rate.",
+    optimizer: str = option(
+        "adamw",
+        choices=("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule-free"),
+        help="What makes updates of gradients.",
     )
+    schedule: str | None = option(
+        None,
+        choices=("cosine", "restarts", "linear", "constant"),
+        alias=("--lr-scheduler",),
+        help="Course of the learning rate. [cosine; constant with schedule-free]",
+    )
+    cycles: int = option(3, low=1, high=1000, flag=None, help="Parts of the schedule restarts.")
     warmup: int = option(
         0, low=0, alias=("--lr-warmup-steps",), help="Updates over which the rate rises."
     )
-    weight_decay: float = option(0.01, low=0, high=1, help="AdamW's weight decay.")
+    weight_decay: float = option(0.01, low=0, high=1, help="The optimizer's weight decay.")
     clip: float = option(
         1.0, above=0, alias=("--max-grad-norm",), help="Largest norm of the gradient."
     )

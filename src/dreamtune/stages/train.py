@@ -11,10 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreamtune import checkpoints, console, devices, families, fsops, plugins, recipe
+from dreamtune import (
+    checkpoints,
+    console,
+    devices,
+    families,
+    fsops,
+    optimizers,
+    plugins,
+    recipe,
+    schedules,
+)
 from dreamtune.artifacts import Artifact, Draft, Store
 from dreamtune.errors import Interrupted, NotFound, Usage, WouldOverwrite
-from dreamtune.methods import Concept, Facts, Method
+from dreamtune.methods import Concept, Facts, Group, Method
 from dreamtune.settings import Train
 from dreamtune.stages import classes
 from dreamtune.stages.encode import Encoder, Lesson
@@ -160,7 +170,6 @@ class Training:
 
     def _load(self) -> None:
         """The base, the method in it, and the optimizer, on the device."""
-        import torch
         from accelerate import Accelerator
         from accelerate.utils import GradientAccumulationPlugin
 
@@ -197,7 +206,7 @@ class Training:
             getattr(losses, train.loss),
             functools.partial(self.method.teacher, self.family),
         )
-        optimizer = torch.optim.AdamW(self._groups(), fused=True)
+        optimizer = optimizers.make(train.optimizer, self._groups())
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         for concept in self.concepts:
             words = ", ".join(sorted({b["word"] for b in concept.bindings}))
@@ -210,18 +219,21 @@ class Training:
 
     def _groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups, with the peak of each learning rate."""
-        train = self.train
-        rate = train.learning_rate or self.method.learning_rate
         return [
             {
                 "params": list(group.parameters.values()),
-                "peak": _first(group.learning_rate, rate),
-                "lr": _first(group.learning_rate, rate),
-                "weight_decay": _first(group.weight_decay, train.weight_decay),
-                "start": round(group.start * train.steps),
+                "peak": self._peak(group),
+                "lr": self._peak(group),
+                "weight_decay": _first(group.weight_decay, self.train.weight_decay),
+                "start": round(group.start * self.train.steps),
             }
             for group in self.method.groups()
         ]
+
+    def _peak(self, group: Group | None = None) -> float:
+        """The peak learning rate, of a group or of the run."""
+        train, own = self.train, group.learning_rate if group else None
+        return optimizers.peak(train.optimizer, self.method.learning_rate, train.learning_rate, own)
 
     def _check_resolution(self) -> None:
         """Sizes that the base can work with; the base's own when none is asked for."""
@@ -308,14 +320,13 @@ class Training:
             checkpoints.restore(checkpoint, self.parameters, self.optimizer)
             console.say(f"going on after step {start} of {train.steps}")
         log = Log(self.draft.path / "log.jsonl", start)
-        shape = getattr(loop, train.schedule)
         self.objective.train()
         steps = loop.train(
             self.objective,
             self.optimizer,
             self._batches,
             accelerator=self.accelerator,
-            rate=lambda step: shape(step, train.steps, train.warmup),
+            rate=self._rate,
             steps=range(start, train.steps),
             seed=train.seed,
             clip=train.clip,
@@ -342,6 +353,15 @@ class Training:
         log.flush()
         self.final_loss = log.shown.get("loss")
 
+    @property
+    def _schedule(self) -> str:
+        averages = self.train.optimizer in optimizers.AVERAGES
+        return self.train.schedule or ("constant" if averages else "cosine")
+
+    def _rate(self, step: int) -> float:
+        train = self.train
+        return schedules.factor(self._schedule, step, train.steps, train.warmup, train.cycles)
+
     def _once_in_a_while(self, step: int) -> None:
         """Previews, and adapters to try."""
         train = self.train
@@ -366,10 +386,11 @@ class Training:
             size=(self.resolution, self.resolution),
             training={
                 "seed": train.seed,
-                "learning_rate": train.learning_rate or self.method.learning_rate,
+                "learning_rate": self._peak(),
                 "max_train_steps": train.steps,
                 "num_train_images": self.photos,
-                "lr_scheduler": train.schedule,
+                "lr_scheduler": self._schedule,
+                "optimizer": train.optimizer,
             },
         )
         checkpoints.require_finite(self.parameters, step)
