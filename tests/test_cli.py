@@ -123,7 +123,7 @@ def test_a_wrong_start_is_one_line_and_its_code(
 
 
 def test_every_problem_has_its_own_line(run: Any, home: Path) -> None:
-    (home / "r.toml").write_text("[train]\nsteps = 0\nlearing_rate = 1\n[trian]\n")
+    (home / "r.toml").write_text("[train]\nbatch = 0\nlearing_rate = 1\n[trian]\n")
     code, out, err = run("recipe", "validate", "r.toml")
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 3 and all(s.startswith("error: ") for s in err.splitlines())

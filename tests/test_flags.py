@@ -163,3 +163,12 @@ def test_real_commands_build_and_are_not_too_wide(command: str) -> None:
     assert result.exit_code == 0
     shown = [line for line in result.output.splitlines() if line.startswith("  -")]
     assert 5 < len(shown) <= 42  # about thirty settings, and what every command has
+
+
+def test_rare_settings_are_flags_that_help_leaves_out() -> None:
+    from dreamtune import cli
+
+    text = CliRunner().invoke(cli.build(), ["train", "--help"], env={"COLUMNS": "200"}).output
+    assert "--weight-decay" not in text and "recipe dump" in text
+    dry = CliRunner().invoke(cli.build(), ["train", "--weight-decay", "2", "--dry-run"])
+    assert "at least 0 and at most 1" in str(dry.exception)

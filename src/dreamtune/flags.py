@@ -25,6 +25,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 
 _RECIPE = typer.Option("--recipe", "-c", metavar="FILE|NAME", help="Recipe with settings (TOML).")
 _SET = typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any setting of a recipe.")
+MORE = "`dreamtune recipe dump` lists rarer settings; each is a flag too."
+
 _METHOD = typer.Option("--method", "-m", metavar="NAME", help="What is trained.")
 
 
@@ -94,14 +96,14 @@ def _flag(setting: _Setting) -> inspect.Parameter:
     field = setting.field
     kind, item = recipe.kind_of(setting.hint)
     name, short = recipe.flag_name(field), field.metadata["short"]
-    names = [name, *([short] if short else [])]
+    names, rare = [name, *([short] if short else [])], field.metadata["rare"]
     choices = field.metadata.get("choices")
     text = setting.owner + field.metadata["help"] + _default(field.default)
     metavar = "|".join(map(str, choices)) if choices else _METAVARS.get(item or kind)
     if kind is bool:
         names[0] += name.replace("--", "/--no-", 1)
-        return _parameter(field.name, typer.Option(*names, help=text), bool)
-    option = typer.Option(*names, help=text, metavar=metavar)
+        return _parameter(field.name, typer.Option(*names, help=text, hidden=rare), bool)
+    option = typer.Option(*names, help=text, metavar=metavar, hidden=rare)
     return _parameter(field.name, option, list[str] if item else str)
 
 

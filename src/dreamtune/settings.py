@@ -32,6 +32,7 @@ def option(
     flag: str | None = "",
     short: str = "",
     alias: Sequence[str] = (),
+    rare: bool = False,
 ) -> Any:
     """A dataclass field that a recipe can set and, unless `flag=None`, a flag too.
 
@@ -40,11 +41,13 @@ def option(
     multiple:     the number must be a multiple of this
     flag:         "" is the field's name with dashes; None leaves it to recipes and --set
     alias:        other names of the flag, accepted but not shown
+    rare:         the flag is left out of --help; `dreamtune recipe dump` lists it
     """
     rules: dict[str, Any] = {"low": low, "high": high, "above": above, "below": below}
     rules |= {"multiple": multiple, "choices": choices}
     metadata = {k: v for k, v in rules.items() if v is not None}
     metadata |= {"help": help, "flag": flag, "short": short, "alias": tuple(alias)}
+    metadata["rare"] = rare
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -152,7 +155,11 @@ class Train:
         help="Base model: mini, tiny:sd, a folder in the diffusers layout, or a hub id.",
     )
     steps: int = option(
-        400, low=1, high=1_000_000, alias=("--max-train-steps",), help="Optimizer updates."
+        0,
+        low=0,
+        high=1_000_000,
+        alias=("--max-train-steps",),
+        help="Optimizer updates; 0 takes them from the number of photos.",
     )
     batch: int = option(
         4, low=1, high=4096, alias=("--train-batch-size",), help="Pictures at once on each device."
@@ -178,11 +185,13 @@ class Train:
         alias=("--lr-scheduler",),
         help="Course of the learning rate. [cosine; constant with schedule-free]",
     )
-    cycles: int = option(3, low=1, high=1000, flag=None, help="Parts of the schedule restarts.")
+    cycles: int = option(3, low=1, high=1000, rare=True, help="Parts of the schedule restarts.")
     warmup: int = option(
         0, low=0, alias=("--lr-warmup-steps",), help="Updates over which the rate rises."
     )
-    weight_decay: float = option(0.01, low=0, high=1, help="The optimizer's weight decay.")
+    weight_decay: float = option(
+        0.01, low=0, high=1, rare=True, help="The optimizer's weight decay."
+    )
     clip: float = option(
         1.0, above=0, alias=("--max-grad-norm",), help="Largest norm of the gradient."
     )
@@ -193,7 +202,12 @@ class Train:
         help="Keep the class as it was: by class images, or by what the base predicts for it.",
     )
     prior_weight: float = option(
-        1.0, above=0, high=100, alias=("--prior-loss-weight",), help="Weight of the class."
+        1.0,
+        above=0,
+        high=100,
+        alias=("--prior-loss-weight",),
+        rare=True,
+        help="Weight of the class.",
     )
     class_images: str | None = option(
         None,
@@ -201,13 +215,13 @@ class Train:
         help="Class images: a folder, or one of the store's. [made by the base]",
     )
     num_class_images: int | None = option(
-        None, low=1, high=10_000, help="Class images to make. [10 a photo, 40 to 200]"
+        None, low=1, high=10_000, rare=True, help="Class images to make. [10 a photo, 40 to 200]"
     )
     class_prompt: str = option(
-        "a photo of a {class}", flag=None, help="What class images show, with {class}."
+        "a photo of a {class}", rare=True, help="What class images show, with {class}."
     )
     subject_weight: str = option(
-        "1", flag="--subject-weight", help="Weight of your photos, or its course: 1:2 doubles it."
+        "1", rare=True, help="Weight of your photos, or its course: 1:2 doubles it."
     )
     resolution: int | None = option(
         None, low=16, high=4096, help="Picture size in pixels. [the base's]"

@@ -12,7 +12,7 @@ from ..settings import Sample
 
 
 def register(app: typer.Typer) -> None:
-    app.command("sample")(flags.command_signature(run, Sample))
+    app.command("sample", epilog=flags.MORE)(flags.command_signature(run, Sample))
 
 
 def run(

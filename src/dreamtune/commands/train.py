@@ -12,7 +12,7 @@ from ..settings import Train
 
 
 def register(app: typer.Typer) -> None:
-    app.command("train")(flags.command_signature(run, Train, method=True))
+    app.command("train", epilog=flags.MORE)(flags.command_signature(run, Train, method=True))
 
 
 def run(
@@ -38,6 +38,7 @@ def run(
     """Train an adapter on prepared photos, and print its folder."""
     from ..artifacts import Store, check_name
     from ..stages import train as stage
+    from ..stages.propose import fill
     from ..stages.sets import find
 
     home = Store.open(store)
@@ -45,7 +46,7 @@ def run(
     ask = stage.Run(
         home,
         sets,
-        train,
+        fill(train, method, sets),
         method,
         check_name(name or "+".join(one.prep.name for one in sets)),
         resume=resume,
@@ -55,7 +56,7 @@ def run(
     if dry_run:
         labels = ", ".join(one.prep.label for one in sets)
         console.say(f"would train {ask.name} ({method.name}) on {labels}")
-        console.say(f"{train.steps} updates of {train.batch * train.accumulation} pictures")
+        console.say(f"{ask.train.steps} updates of {train.batch * train.accumulation} pictures")
         return
     artifact = stage.run(ask)
     said = " and ".join(f"{c.identifier} {c.class_word}" for c in ask.concepts)

@@ -51,6 +51,7 @@ class Method:
     """Every weight of the denoiser, and with `train_text` of the CLIP text encoders."""
 
     learning_rate = 5e-6
+    views = 50
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -33,6 +33,7 @@ class Method:
     """A new token in each text encoder; these run in the loop, so captions are not cached."""
 
     learning_rate = 5e-3
+    views = 200
 
     def __init__(self, options: Options) -> None:
         self.options = options

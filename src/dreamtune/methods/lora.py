@@ -34,6 +34,7 @@ class Method:
     """LoRA on the denoiser; the text encoders stay as they are and are encoded once."""
 
     learning_rate = 1e-4
+    views = 100
 
     def __init__(self, options: Options) -> None:
         self.options = options
