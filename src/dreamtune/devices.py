@@ -10,6 +10,7 @@ from dreamtune.errors import Resources
 if TYPE_CHECKING:
     import torch
 
+    from dreamtune.bases import Base
     from dreamtune.families import Family
 
 
@@ -34,15 +35,13 @@ def model_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def load(base: str, device: str, precision: str) -> Family:
+def load(base: Base | str, device: str, precision: str) -> Family:
     """The base on a device, frozen, its denoiser and text encoders in fp32, bf16 or fp16."""
     import torch
 
     quiet_libraries()
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    family = families.load(base, kinds[precision])
-    families.move(family, torch.device(device))
-    return family
+    return families.load(base, kinds[precision], device)
 
 
 def make_exact() -> None:

@@ -11,12 +11,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dreamtune.bases import Base
 from dreamtune.errors import Usage
 from dreamtune.settings import IDENTIFIER
 
@@ -109,14 +109,13 @@ class TextStack:
         raise Usage("the base has no free word left for another identifier")
 
 
-def clip_stacks(folder: Path, encoders: dict[str, Any]) -> list[TextStack]:
-    """The stacks of a diffusers folder: text_encoder_2 goes with tokenizer_2."""
+def clip_stacks(base: Base, encoders: dict[str, Any]) -> list[TextStack]:
+    """The stacks of a base: text_encoder_2 goes with tokenizer_2."""
     from transformers import CLIPTokenizer
 
     stacks = []
     for name, encoder in encoders.items():
-        words = name.replace("text_encoder", "tokenizer")
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=words)
+        tokenizer = base.tokenizer(name.replace("text_encoder", "tokenizer"), CLIPTokenizer)
         # Released configs say 2, for which transformers pools at the largest id: a new word's.
         for module in encoder.modules():
             if hasattr(module, "eos_token_id"):

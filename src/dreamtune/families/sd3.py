@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextModelWithProjection
 
+from dreamtune.bases import Base
 from dreamtune.diffusion import Flow
 from dreamtune.families import _tiny, _unet
 from dreamtune.families._text import TextStack, clip_stacks, pooled_arguments
@@ -34,6 +34,13 @@ class Family:
     name = lora_layout = "sd3"
     spec = "sd3-medium"
     pipelines: tuple[str, ...] = ("StableDiffusion3Pipeline",)
+    parts: ClassVar = {
+        "transformer": SD3Transformer2DModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModelWithProjection,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    optional = ()
     sampler = "Euler"
     denoiser_name = "transformer"
     lora_targets: ClassVar = {"attention": _ATTENTION, "attention+mlp": [*_ATTENTION, *_MLP]}
@@ -54,18 +61,12 @@ class Family:
         self.multiple = factor * int(transformer.config.patch_size)
 
     @classmethod
-    def load(cls, base: str, folder: Path, dtype: torch.dtype) -> Family:
-        """From a folder in the diffusers layout; frozen, in `dtype`, the VAE in fp32."""
-        classes = {
-            "transformer": SD3Transformer2DModel,
-            "vae": AutoencoderKL,
-            "text_encoder": CLIPTextModelWithProjection,
-            "text_encoder_2": CLIPTextModelWithProjection,
-        }
-        parts = _unet.parts(folder, classes, dtype)
-        text = clip_stacks(folder, {n: m for n, m in parts.items() if n.startswith("text")})
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-        return cls(base, parts["transformer"], parts["vae"], text, scheduler)
+    def load(cls, base: Base, dtype: torch.dtype, device: torch.device | str) -> Family:
+        """From the files of a base; frozen, in `dtype`, the VAE in fp32."""
+        parts = _unet.parts(base, cls.parts, dtype, device)
+        text = clip_stacks(base, {n: m for n, m in parts.items() if n.startswith("text")})
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(base.config("scheduler"))
+        return cls(base.name, parts["transformer"], parts["vae"], text, scheduler)
 
     @classmethod
     def tiny(cls) -> Family:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -15,6 +14,7 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from dreamtune.bases import Base
 from dreamtune.diffusion import Ddpm
 from dreamtune.families import _tiny, _unet
 from dreamtune.families._text import TextStack, clip_stacks, pooled_arguments
@@ -26,6 +26,13 @@ class Family:
     name = lora_layout = "sdxl"
     spec = "sdxl"
     pipelines: tuple[str, ...] = ("StableDiffusionXLPipeline",)
+    parts: ClassVar = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    optional = ()
     sampler = "DDIM"
     denoiser_name = "unet"
     lora_targets = _unet.LORA_TARGETS
@@ -41,18 +48,12 @@ class Family:
         self.multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
 
     @classmethod
-    def load(cls, base: str, folder: Path, dtype: torch.dtype) -> Family:
-        """From a folder in the diffusers layout; frozen, in `dtype`, the VAE in fp32."""
-        classes = {
-            "unet": UNet2DConditionModel,
-            "vae": AutoencoderKL,
-            "text_encoder": CLIPTextModel,
-            "text_encoder_2": CLIPTextModelWithProjection,
-        }
-        parts = _unet.parts(folder, classes, dtype)
-        text = clip_stacks(folder, {n: m for n, m in parts.items() if n.startswith("text")})
-        scheduler = _unet.scheduler(folder)
-        return cls(base, parts["unet"], parts["vae"], text, scheduler)
+    def load(cls, base: Base, dtype: torch.dtype, device: torch.device | str) -> Family:
+        """From the files of a base; frozen, in `dtype`, the VAE in fp32."""
+        parts = _unet.parts(base, cls.parts, dtype, device)
+        text = clip_stacks(base, {n: m for n, m in parts.items() if n.startswith("text")})
+        scheduler = _unet.scheduler(base)
+        return cls(base.name, parts["unet"], parts["vae"], text, scheduler)
 
     @classmethod
     def tiny(cls) -> Family:

