@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreamtune import families
+from dreamtune import bases, families
 from dreamtune.errors import Damaged, Unsafe
 from dreamtune.methods import Concept
 from dreamtune.methods.embedding import Method, Options
@@ -97,12 +97,12 @@ def test_text_is_pooled_at_its_end_even_after_a_new_word(base: Path) -> None:
     assert torch.equal(output.pooler_output[0], output.last_hidden_state[0, end])
 
 
-def test_a_linked_part_counts(base: Path, tmp_path: Path) -> None:
-    before = families.fingerprint(str(base))
-    (base / "unet").rename(tmp_path / "elsewhere")
-    (base / "unet").symlink_to(tmp_path / "elsewhere")
-    families.fingerprint.cache_clear()
-    assert families.fingerprint(str(base)) == before
+def test_a_link_inside_the_folder_counts(base: Path) -> None:
+    before = bases.find(str(base)).fingerprint()
+    (base / "unet").rename(base / "elsewhere")
+    (base / "unet").symlink_to("elsewhere")
+    assert bases.find(str(base)).fingerprint() == before
+    assert same_as_tiny(base)
 
 
 def without_a_weight(base: Path, part: str) -> None:

@@ -21,6 +21,7 @@ LAYERS = [
     {"", "errors", "plugins", "console", "settings", "recipe", "flags", "fsops", "artifacts"},
     {"data", "formats", "diffusion", "losses", "draws", "checkpoints", "assets"}
     | {"optimizers", "schedules"},
+    {"bases"},
     {"families"},
     {"methods"},
     {"objective", "loop", "metrics", "sampling", "devices"},

@@ -125,10 +125,15 @@ class _Bar(Progress):
         self.rich.update(self.task, advance=n, words=clean(_words(fields).lstrip(", ")))
 
 
+def shows_bars() -> bool:
+    """Whether something can move on stderr: it is a terminal, and nobody asked for quiet."""
+    return not _quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 @contextlib.contextmanager
 def progress(total: int, label: str) -> Iterator[Progress]:
     """A bar on a terminal; elsewhere at most one line every 30 seconds."""
-    if _quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not shows_bars():
         yield Progress(total, label)
         return
     bar = _Bar(total, label)

@@ -14,6 +14,7 @@ Everything that could be refused about a base is refused here, before anything i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,9 +45,25 @@ class Base(Protocol):
     def fingerprint(self, part: str = "") -> str: ...
 
 
-def find(text: str) -> Base:
+@dataclass(frozen=True)
+class Tiny:
+    """Random weights that a family makes itself: no files, so nothing to check or to read."""
+
+    name: str  # "tiny:sd"
+
+    @property
+    def family(self) -> str:
+        return self.name.removeprefix(TINY)
+
+    def fingerprint(self, part: str = "") -> str:
+        return f"{self.name}/{part}"
+
+
+def find(text: str) -> Base | Tiny:
     """The base that `text` names, checked. NotFound, Network, Damaged, Unsafe, Usage, …"""
     path = Path(text).expanduser()
+    if text.startswith(TINY):
+        return Tiny(text)
     if text in BUNDLED:
         return Folder(text, ASSETS / text)
     if entry := names.named().get(text):
@@ -63,7 +80,7 @@ def find(text: str) -> Base:
     raise unknown(text)
 
 
-def again(name: str, sha256: str) -> Base:
+def again(name: str, sha256: str) -> Base | Tiny:
     """The base that an adapter was trained on, by what the adapter recorded of it."""
     for place in names.used(sha256):
         if place.exists():
@@ -74,7 +91,15 @@ def again(name: str, sha256: str) -> Base:
         return find(name)
     except NotFound as e:
         fix = "say where it is: --base PATH"
-        raise NotFound(f"the base {name!r} of the adapter is not here", why=e.why, fix=fix) from None
+        raise NotFound(
+            f"the base {name!r} of the adapter is not here", why=e.why, fix=fix
+        ) from None
+
+
+def remember(base: Base | Tiny) -> None:
+    """Note where a base lies that an adapter is trained on, for `again`."""
+    if not isinstance(base, Tiny) and not base.path.is_relative_to(ASSETS):
+        names.remember(base.name, base.path, base.fingerprint())
 
 
 def at(path: Path, name: str = "") -> Base:

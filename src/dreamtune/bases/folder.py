@@ -1,8 +1,8 @@
 """A base as a folder in the diffusers layout, and what such a folder may hold.
 
-    model_index.json                          the pipeline's class, and each part's library and class
-    unet/config.json, *.safetensors           a part with weights, whole or in shards with an index
-    tokenizer/vocab.json, merges.txt …        a part without
+    model_index.json                      the pipeline's class, and each part's library and class
+    unet/config.json, *.safetensors       a part with weights, whole or in shards with an index
+    tokenizer/vocab.json, merges.txt …    a part without
 
 A folder is checked before anything of it is used: classes against a list, weights by their headers,
 configs for ways to name code, names and links for ways out of the folder. Nothing in it is run.
@@ -55,10 +55,8 @@ def parts_of(index: dict[str, Any], place: str) -> dict[str, str]:
     for part, value in index.items():
         if part.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
-        library, kind = value if len(value) == 2 else (None, None)
-        known = isinstance(kind, str) and (
-            kind in MODELS | TOKENIZERS | UNUSED or kind.endswith("Scheduler")
-        )
+        library, kind = map(str, value) if len(value) == 2 else ("", "")
+        known = kind in MODELS | TOKENIZERS | UNUSED or kind.endswith("Scheduler")
         if library not in LIBRARIES or not known or not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", part):
             raise Unsafe(
                 f"{place} names {_dotted(value)} for {part!r}",
@@ -84,16 +82,16 @@ def weight_files(names: Iterable[str], part: str) -> tuple[str, str]:
 
     Full precision where it is there. Unsafe when there are only pickles, Damaged when nothing.
     """
-    names = set(names)
+    there = set(names)
     for variant in VARIANTS:
         for stem in STEMS:
             for file in (
                 f"{stem}{variant}.safetensors",
                 f"{stem}.safetensors.index{variant}.json",
             ):
-                if file in names:
+                if file in there:
                     return file, variant
-    if pickles := sorted(n for n in names if n.endswith((".bin", ".ckpt", ".pt", ".pth"))):
+    if pickles := sorted(n for n in there if n.endswith((".bin", ".ckpt", ".pt", ".pth"))):
         raise Unsafe(
             f"{part} has no safetensors weights",
             why=f"there is {pickles[0]}, a pickle, which can run code",
@@ -263,7 +261,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_JSON:
             raise Damaged(f"{path} is too large", why=f"at most {MOST_JSON:,} bytes are read")
-        found = json.loads(path.read_bytes(), parse_constant=_no_constant)
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as e:
         raise Damaged(f"{path} cannot be read", why=str(e)) from None
     if not isinstance(found, dict):
@@ -279,7 +277,8 @@ def check_config(config: dict[str, Any], place: str, tensors: int) -> None:
             raise Unsafe(f"{place} asks for foreign code", why=f"it has {key}")
         if key == "quantization_config":
             raise Usage(f"{place} is of a quantised model", fix="use the original weights")
-        if isinstance(value, float) and not math.isfinite(value):
+        # -Infinity is the usual value of that one.
+        if isinstance(value, float) and not math.isfinite(value) and key != "lambda_min_clipped":
             raise Damaged(f"{place} is damaged", why=f"{key} is {value}")
         most = tensors if any("layers" in k for k in keys) else MOST_NUMBER
         length = len(value) if isinstance(value, list | dict) else 0
@@ -295,10 +294,6 @@ def _walk(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
         yield path, item
         if isinstance(item, dict | list):
             yield from _walk(item, path)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"it has {name}")
 
 
 def _dotted(value: Any) -> str:

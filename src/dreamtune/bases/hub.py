@@ -12,7 +12,6 @@ import glob
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +136,7 @@ def _bars() -> Iterator[None]:
         enable_progress_bars,
     )
 
-    if sys.stderr.isatty() or are_progress_bars_disabled():
+    if console.shows_bars() or are_progress_bars_disabled():
         yield
         return
     disable_progress_bars()

@@ -63,7 +63,7 @@ class Stored:
         tensor = torch.empty(self.shape, dtype=_dtypes()[self.dtype])
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            view = tensor.reshape(-1).view(torch.uint8).numpy().data
             while view:
                 if not (count := file.readinto(view)):
                     raise Damaged(f"{self.path} was cut off while it was read")
@@ -101,7 +101,7 @@ def load(
         state[name] = tensor.to(device=device, dtype=kept)
     module.load_state_dict(state, strict=False, assign=True)
     if tied:
-        module.tie_weights()
+        module.tie_weights()  # type: ignore[operator]
     return module.to(device).eval().requires_grad_(False)  # buffers that no file holds move too
 
 
@@ -149,8 +149,8 @@ def _check_names(
     if missing := sorted(n for n in wanted if n not in names and tied.get(n) not in names):
         why = f"{len(missing)} weights are not in its files, such as {missing[0]}"
         raise Damaged(f"{place} is not complete", why=why, fix="download or copy it again")
-    left = tensors.keys() - set(names.values())
-    if left := sorted(n for n in left if not _SPARE.fullmatch(n)):
+    over = tensors.keys() - set(names.values())
+    if left := sorted(n for n in over if not _SPARE.fullmatch(n)):
         why = f"{len(left)} weights of its files belong nowhere, such as {left[0]}"
         raise Damaged(f"{place} is not what its config says", why=why)
 
@@ -169,6 +169,6 @@ def _kept_dtype(kind: Any, name: str, dtype: torch.dtype) -> torch.dtype:
     import torch
 
     strict = getattr(kind, "_keep_in_fp32_modules_strict", None) or ()
-    halves = [*strict, *((getattr(kind, "_keep_in_fp32_modules", None) or ()))]
+    halves = [*strict, *(getattr(kind, "_keep_in_fp32_modules", None) or ())]
     kept = halves if dtype == torch.float16 else strict
     return torch.float32 if set(name.split(".")) & set(kept) else dtype

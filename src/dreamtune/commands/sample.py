@@ -48,7 +48,7 @@ def run(
     _check_out(out, force)
     ask = stage.Run(home, texts, choose(home, texts, adapters or []), sample)
     if dry_run:
-        console.say(f"would make {len(texts) * sample.count} pictures with {ask.base}")
+        console.say(f"would make {len(texts) * sample.count} pictures with {ask.base.name}")
         return
     artifact = stage.run(ask)
     images = [artifact.path / line["file"] for line in artifact.read_json("samples.json")]

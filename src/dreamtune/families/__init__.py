@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamtune import bases, plugins
-from dreamtune.bases import Base
+from dreamtune.bases import Base, Tiny
 from dreamtune.errors import Usage
 
 if TYPE_CHECKING:
@@ -58,23 +58,23 @@ class Family(Protocol):
     ) -> dict[str, Tensor]: ...
 
 
-def load(base: Base | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Family:
-    """A base on a device: frozen, its VAE in fp32 and the rest in `dtype`.
-
-    `base` can also be `tiny:NAME`, or anything else that bases.find takes.
-    """
-    if isinstance(base, str) and base.startswith(bases.TINY):
-        family = plugins.load(__name__, base.removeprefix(bases.TINY)).Family.tiny()
-        family.vae.to(device)
-        for module in (family.denoiser, *(stack.encoder for stack in family.text)):
-            module.to(device, dtype)
-        return family
+def load(base: Base | Tiny | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Family:
+    """A base, or what bases.find makes of a name, on a device: frozen, in `dtype`, VAE in fp32."""
     base = bases.find(base) if isinstance(base, str) else base
-    return of(base).load(base, dtype, device)
+    kind = of(base)
+    if not isinstance(base, Tiny):
+        return kind.load(base, dtype, device)
+    family = kind.tiny()
+    family.vae.to(device)
+    for module in (family.denoiser, *(stack.encoder for stack in family.text)):
+        module.to(device, dtype)
+    return family
 
 
-def of(base: Base) -> Any:
+def of(base: Base | Tiny) -> Any:
     """The Family class of a base. Usage when there is none for its pipeline, or a part differs."""
+    if isinstance(base, Tiny):
+        return plugins.load(__name__, base.family).Family
     families = [plugins.load(__name__, name).Family for name in plugins.names(__name__)]
     for family in families:
         if base.pipeline in family.pipelines:

@@ -6,6 +6,7 @@ use, found again by what made them, or taken from a folder.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamtune import console, devices, families, fsops
+from dreamtune import bases, console, devices, fsops
 from dreamtune.artifacts import Artifact, Draft, Store, slug
 from dreamtune.errors import NonFinite, Usage
 from dreamtune.settings import Train
@@ -22,6 +23,7 @@ from dreamtune.settings import Train
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dreamtune.bases import Base, Tiny
     from dreamtune.families import Family
 
 VERSION = 1  # of what a class artifact holds and how it is made
@@ -55,13 +57,17 @@ class Making:
     class_word: str
     count: int
 
+    @functools.cached_property
+    def base(self) -> Base | Tiny:
+        return bases.find(self.train.base)
+
     @property
     def recipe(self) -> dict[str, Any]:
         """All that decides each picture; the first pictures of a larger set are the same."""
         device = devices.choose(self.train.device)
         return {
             "prompt": prompt_of(self.train, self.class_word),
-            "base_hash": families.fingerprint(self.train.base),
+            "base_hash": self.base.fingerprint(),
             "steps": STEPS,
             "guidance": GUIDANCE,
             "resolution": self.train.resolution,
@@ -105,7 +111,7 @@ class Making:
         if not missing:
             return
         console.say(f"making {self.count} class images, {self.recipe['prompt']!r}, once")
-        family = devices.load(self.train.base, self.recipe["device"], self.recipe["precision"])
+        family = devices.load(self.base, self.recipe["device"], self.recipe["precision"])
         with console.progress(self.count, "class images") as bar:
             bar.advance(self.count - sum(len(c) for c in missing))
             for chunk in missing:

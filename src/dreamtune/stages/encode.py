@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dreamtune import console, devices, families
+from dreamtune import console, devices
 from dreamtune.artifacts import Store, library_versions, thread_count
 from dreamtune.errors import Usage
 from dreamtune.settings import Train
@@ -17,6 +17,7 @@ Size = tuple[int, int]  # (width, height) px
 if TYPE_CHECKING:
     import torch
 
+    from dreamtune.bases import Base, Tiny
     from dreamtune.data.batches import Order, Prior, Table
     from dreamtune.data.cache import Cache, CropPlan, Tensors
     from dreamtune.data.dataset import Sample
@@ -51,6 +52,7 @@ class Encoder:
     live_text: the text encoders are trained, so captions are only cut into tokens here.
     """
 
+    base: Base | Tiny
     family: Family
     train: Train
     store: Store
@@ -83,7 +85,7 @@ class Encoder:
         from dreamtune.data.cache import Cache, encode_photo
 
         cache = Cache(self.store.path / "cache", self._arithmetic())
-        vae = families.fingerprint(self.train.base, "vae")
+        vae = self.base.fingerprint("vae")
         samples = [*(sample for sample, _, _ in lesson.subjects), *lesson.classes]
         with console.progress(len(samples), "encoding") as bar:
             images = []
@@ -131,7 +133,7 @@ class Encoder:
 
         facts = {
             "family": self.family.name,
-            "encoders": [families.fingerprint(self.train.base, name) for name in tokens],
+            "encoders": [self.base.fingerprint(name) for name in tokens],
             "dtypes": [str(stack.encoder.dtype) for stack in self.family.text],
             "ids": [ids.tolist() for ids in tokens.values()],
         }

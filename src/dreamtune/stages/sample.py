@@ -8,10 +8,9 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamtune import __version__, console, families, fsops
+from dreamtune import __version__, bases, console, fsops
 from dreamtune.artifacts import Artifact, Draft, Store, slug
 from dreamtune.errors import Usage
 from dreamtune.settings import Sample
@@ -20,6 +19,7 @@ from dreamtune.stages.adapters import Adapter, put_in
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dreamtune.bases import Base, Tiny
     from dreamtune.families import Family
     from dreamtune.sampling import Look
 
@@ -36,17 +36,18 @@ class Run:
     sample: Sample
 
     @functools.cached_property
-    def base(self) -> str:
+    def base(self) -> Base | Tiny:
         """The base asked for, else the adapters', else the bundled one."""
-        trained_on = dict.fromkeys(a.facts["base"] for a in self.adapters)
+        trained_on = {a.facts["base_hash"]: a.facts["base"] for a in self.adapters}
         if self.sample.base or not trained_on:
-            return self.sample.base or families.BUNDLED[0]
+            return bases.find(self.sample.base or bases.BUNDLED[0])
         if len(trained_on) > 1:
             raise Usage(
-                f"the adapters were trained on different bases: {', '.join(trained_on)}",
+                f"the adapters were trained on different bases: {', '.join(trained_on.values())}",
                 fix="say which to use: --base",
             )
-        return str(next(iter(trained_on)))
+        ((sha256, name),) = trained_on.items()
+        return bases.again(name, sha256)
 
     @functools.cached_property
     def recipe(self) -> dict[str, Any]:
@@ -54,9 +55,9 @@ class Run:
         return {
             "prompts": list(self.prompts),
             "adapters": [a.record() for a in self.adapters],
-            "base": self.base,
-            "base_hash": families.fingerprint(self.base),
-            "sample": dataclasses.asdict(self.sample),
+            "base": self.base.name,
+            "base_hash": self.base.fingerprint(),
+            "sample": {**dataclasses.asdict(self.sample), "base": self.base.name},
         }
 
 
@@ -71,8 +72,10 @@ def run(ask: Run) -> Artifact:
     for adapter in ask.adapters:
         adapter.artifact.check(deep=True)
         if adapter.facts["base_hash"] != ask.recipe["base_hash"]:
-            console.warn(f"{adapter.artifact.label} was trained on other weights than {ask.base}")
-    name = ask.adapters[0].artifact.name if ask.adapters else slug(ask.base)
+            console.warn(
+                f"{adapter.artifact.label} was trained on other weights than {ask.base.name}"
+            )
+    name = ask.adapters[0].artifact.name if ask.adapters else slug(ask.base.name)
     with ask.store.draft("samples", name, key, ask.recipe, parents) as draft:
         _fill(ask, draft)
         return draft.commit({})
@@ -138,7 +141,7 @@ def _facts(ask: Run, family: Family, prompt: str, seed: int, look: Look) -> dict
         "Seed": seed,
         "Size": f"{look.size[0]}x{look.size[1]}",
         "Model hash": ask.recipe["base_hash"][:10],
-        "Model": Path(ask.base).name,  # a picture gets around: it need not say where bases live
+        "Model": ask.base.name,
         "Version": f"dreamtune {__version__}",
     }
     exact = {
@@ -146,7 +149,7 @@ def _facts(ask: Run, family: Family, prompt: str, seed: int, look: Look) -> dict
         "steps": sample.steps,
         "guidance": sample.guidance,
         "size": [*look.size],
-        "base": ask.base,
+        "base": ask.base.name,
         "base_hash": ask.recipe["base_hash"],
         "adapters": [a.record() for a in ask.adapters],
     }

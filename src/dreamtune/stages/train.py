@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamtune import (
+    bases,
     checkpoints,
     console,
     devices,
@@ -23,6 +24,7 @@ from dreamtune import (
     schedules,
 )
 from dreamtune.artifacts import Artifact, Draft, Store
+from dreamtune.bases import Base, Tiny
 from dreamtune.errors import Interrupted, NotFound, Usage, WouldOverwrite
 from dreamtune.methods import Concept, Facts, Group, Method
 from dreamtune.settings import Train
@@ -52,13 +54,17 @@ class Run:
     checkpoint_every: int = 500
 
     @functools.cached_property
+    def base(self) -> Base | Tiny:
+        return bases.find(self.train.base)
+
+    @functools.cached_property
     def recipe(self) -> dict[str, Any]:
         """All that decides the result, the base's weights included."""
         return {
             "name": self.name,
             "photos": [one.record() for one in self.sets],
-            "base_hash": families.fingerprint(self.train.base),
-            "train": dataclasses.asdict(self.train),
+            "base_hash": self.base.fingerprint(),
+            "train": {**dataclasses.asdict(self.train), "base": self.base.name},
             "method": {"name": self.method.name, **dataclasses.asdict(self.method.options)},
         }
 
@@ -84,6 +90,8 @@ def run(ask: Run) -> Artifact:
     if done:
         console.say(f"{done.label} is up to date")
         return ask.store.reuse(done)
+    families.of(ask.base)  # refuses what is no family's
+    bases.remember(ask.base)
     for artifact in [*(one.prep for one in ask.sets), *ask.classes]:
         artifact.check(deep=True)
     with ask.store.draft("adapter", ask.name, ask.key, ask.recipe, ask.parents, keep=True) as draft:
@@ -188,7 +196,7 @@ class Training:
             mixed_precision=mixed, cpu=device == "cpu", gradient_accumulation_plugin=plugin
         )
         devices.make_exact()
-        self.family = devices.load(train.base, str(self.accelerator.device), precision)
+        self.family = devices.load(ask.base, str(self.accelerator.device), precision)
         self._check_resolution()
         self.method: Method = plugins.load(recipe.METHODS, ask.method.name).Method(
             ask.method.options
@@ -210,7 +218,7 @@ class Training:
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         for concept in self.concepts:
             words = ", ".join(sorted({b["word"] for b in concept.bindings}))
-            console.say(f"{concept.identifier} is {words!r} to {train.base}")
+            console.say(f"{concept.identifier} is {words!r} to {ask.base.name}")
 
     def _bound(self, concept: Concept) -> Concept:
         """The concept with the words that the tokenizers bind it to."""
@@ -242,7 +250,7 @@ class Training:
         if self.resolution % multiple:
             near = max(1, round(self.resolution / multiple)) * multiple
             raise Usage(
-                f"resolution {self.resolution} does not fit the base {self.train.base}",
+                f"resolution {self.resolution} does not fit the base {self.ask.base.name}",
                 why=f"it must be a multiple of {multiple}",
                 fix=f"for example --resolution {near}",
             )
@@ -252,6 +260,7 @@ class Training:
     def _encode(self) -> None:
         """Photos and captions to what the loop reads."""
         encoder = Encoder(
+            self.ask.base,
             self.family,
             self.train,
             self.ask.store,
@@ -409,7 +418,7 @@ class Training:
             "method": self.ask.method.name,
             "options": dataclasses.asdict(self.ask.method.options),
             "family": self.family.name,
-            "base": self.train.base,
+            "base": self.ask.base.name,
             "base_hash": self.ask.recipe["base_hash"],
             "concepts": [{k: getattr(c, k) for k in known} for c in self.concepts],
             "resolution": self.resolution,
