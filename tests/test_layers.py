@@ -20,7 +20,7 @@ ROOT = Path(dreamtune.__file__).parent
 LAYERS = [
     {"", "errors", "plugins", "console", "settings", "recipe", "flags", "fsops", "artifacts"},
     {"data", "formats", "diffusion", "losses", "draws", "checkpoints", "assets"}
-    | {"optimizers", "schedules"},
+    | {"optimizers", "schedules", "ema", "weightings", "perceptual"},
     {"bases"},
     {"families"},
     {"methods"},

@@ -1,6 +1,6 @@
 """Training state on disk: safetensors and JSON, so that reading it runs no code.
 
-    checkpoints/step-000300.safetensors   parameters and optimizer state, by name; where it was made
+    checkpoints/step-000300.safetensors   parameters, their average, optimizer state, by name
     checkpoints/step-000300.json          written after it: the step and the file's SHA-256
 
 Random numbers need no state (see draws.py). Older checkpoints go only once a newer one is durable.
@@ -20,10 +20,11 @@ from dreamtune.errors import Damaged, NonFinite
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.amp import GradScaler
     from torch.optim import Optimizer
 
 KEEP = 2
-MADE_ON, NUMBERS = "made_on", "optimizer"  # keys of the metadata
+MADE_ON, NUMBERS = "made_on", "numbers"  # keys of the metadata
 
 
 def save(
@@ -32,17 +33,22 @@ def save(
     parameters: Mapping[str, nn.Parameter],
     optimizer: Optimizer,
     made_on: Mapping[str, Any] | None = None,
+    *,
+    average: Mapping[str, Tensor] | None = None,
+    scaler: GradScaler | None = None,
 ) -> None:
     """Write the state after `step` updates. NonFinite, and nothing written, when a weight is.
 
     made_on: what the bits of the next updates depend on: device, precision, processes
+    average: of the parameters, by name; scaler: of losses, for fp16
     """
     require_finite(parameters, step)
-    tensors = {f"parameters.{name}": p.detach() for name, p in parameters.items()}
     remembered, numbers = optimizers.dump(optimizer, parameters)
-    tensors |= {f"optimizer.{path}": value for path, value in remembered.items()}
+    parts = {"parameters": parameters, "average": average or {}, "optimizer": remembered}
+    tensors = {f"{part}.{n}": t.detach() for part, named in parts.items() for n, t in named.items()}
     path = fsops.make_folder(folder) / f"step-{step:06d}.safetensors"
-    said = {MADE_ON: made_on or {}, NUMBERS: numbers}
+    scale = scaler.state_dict() if scaler else {}
+    said = {MADE_ON: made_on or {}, NUMBERS: {"optimizer": numbers, "scaler": scale}}
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
     fsops.write_safetensors(path, tensors, metadata)
     fsops.write_json(path.with_suffix(".json"), {"step": step, "sha256": fsops.hash_file(path)})
@@ -110,24 +116,32 @@ def drift(path: Path, made_on: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+def restore(
+    path: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    *,
+    average: Mapping[str, Tensor] | None = None,
+    scaler: GradScaler | None = None,
+) -> None:
     """Put the state back; Damaged when it belongs to other parameters."""
     tensors, numbers = _load(path, next(iter(parameters.values())).device)
-    stored = {name: t.shape for name, t in tensors.items() if name.startswith("parameters.")}
-    if stored != {f"parameters.{name}": p.shape for name, p in parameters.items()}:
-        raise Damaged(f"{path} holds other parameters", fix="start again with --fresh")
-    for name, p in parameters.items():
-        p.data.copy_(tensors[f"parameters.{name}"])
-    remembered = {
-        key.removeprefix("optimizer."): value
-        for key, value in tensors.items()
-        if key.startswith("optimizer.")
-    }
-    optimizers.restore(optimizer, parameters, remembered, numbers)
+    parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "average": {}, "optimizer": {}}
+    for key, value in tensors.items():
+        part, _, name = key.partition(".")
+        parts[part][name] = value
+    for part, ours in (("parameters", parameters), ("average", average or {})):
+        if {n: t.shape for n, t in parts[part].items()} != {n: t.shape for n, t in ours.items()}:
+            raise Damaged(f"{path} holds other parameters", fix="start again with --fresh")
+        for name, tensor in ours.items():
+            tensor.data.copy_(parts[part][name])
+    optimizers.restore(optimizer, parameters, parts["optimizer"], numbers["optimizer"])
+    if scaler:
+        scaler.load_state_dict(numbers["scaler"])
 
 
 def _load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a checkpoint, on a device, and the optimizer's numbers."""
+    """The tensors of a checkpoint, on a device, and the numbers beside them."""
     from safetensors import safe_open
 
     with safe_open(path, "pt", device=str(device)) as file:

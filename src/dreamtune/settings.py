@@ -195,6 +195,19 @@ class Train:
     clip: float = option(
         1.0, above=0, alias=("--max-grad-norm",), help="Largest norm of the gradient."
     )
+    ema: float | None = option(
+        None,
+        low=0,
+        below=1,
+        alias=("--ema-decay",),
+        help="Decay of the average of weights that is exported; 0: none. [0.999 from 2000 steps]",
+    )
+    ema_device: str = option(
+        "same",
+        choices=("same", "cpu"),
+        flag=None,
+        help="Where the average is kept; the CPU saves GPU memory and costs time.",
+    )
     loss: str = option("l2", choices=("l2", "huber"), help="How errors are measured.")
     prior: str = option(
         "none",
@@ -251,6 +264,8 @@ class Train:
     )
 
     def __post_init__(self) -> None:
+        if self.ema and self.optimizer == "schedule-free":
+            raise Usage("--ema and --optimizer schedule-free both average", fix="leave out --ema")
         if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
             raise Usage(f"crop_area = {list(self.crop_area)} must be [least, most]")
         if not re.fullmatch(rf"{_WEIGHT}(:{_WEIGHT})?", self.subject_weight):

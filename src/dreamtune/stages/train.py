@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamtune import (
     bases,
@@ -34,6 +34,9 @@ from dreamtune.stages.log import Log
 from dreamtune.stages.preview import preview
 from dreamtune.stages.sets import PhotoSet
 from dreamtune.stages.signals import signals
+
+if TYPE_CHECKING:
+    from dreamtune.ema import Average
 
 VERSION = 1  # of what an adapter artifact holds and how it is made
 CHECKPOINT_SECONDS = 600.0
@@ -216,9 +219,25 @@ class Training:
         )
         optimizer = optimizers.make(train.optimizer, self._groups())
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.average = self._average()
         for concept in self.concepts:
             words = ", ".join(sorted({b["word"] for b in concept.bindings}))
             console.say(f"{concept.identifier} is {words!r} to {ask.base.name}")
+
+    def _average(self) -> Average | None:
+        """The average of weights, where one is kept: by default in long runs."""
+        from dreamtune.ema import DECAY, LONG, Average
+
+        train = self.train
+        default = DECAY if train.steps >= LONG and not self._averages else 0.0
+        decay = default if train.ema is None else train.ema
+        device = None if train.ema_device == "same" else train.ema_device
+        return Average(self.parameters, decay, device) if decay else None
+
+    @property
+    def _averages(self) -> bool:
+        """Whether the optimizer keeps an average of its own."""
+        return self.train.optimizer in optimizers.AVERAGES
 
     def _bound(self, concept: Concept) -> Concept:
         """The concept with the words that the tokenizers bind it to."""
@@ -326,7 +345,7 @@ class Training:
         start = 0
         if checkpoint:
             start = checkpoints.step_of(checkpoint)
-            checkpoints.restore(checkpoint, self.parameters, self.optimizer)
+            checkpoints.restore(checkpoint, self.parameters, self.optimizer, **self._beside())
             console.say(f"going on after step {start} of {train.steps}")
         log = Log(self.draft.path / "log.jsonl", start)
         self.objective.train()
@@ -344,9 +363,11 @@ class Training:
         with signals() as received, console.progress(train.steps, "training") as bar:
             bar.advance(start)
             for step in steps:
+                n, now = step.number, time.monotonic()
+                if self.average:
+                    self.average.update(n)
                 log.add(step)
                 bar.advance(1, **log.shown)
-                n, now = step.number, time.monotonic()
                 self._once_in_a_while(n)
                 due = n % self.ask.checkpoint_every == 0 or now - saved > CHECKPOINT_SECONDS
                 if received or (due and n < train.steps):
@@ -364,8 +385,7 @@ class Training:
 
     @property
     def _schedule(self) -> str:
-        averages = self.train.optimizer in optimizers.AVERAGES
-        return self.train.schedule or ("constant" if averages else "cosine")
+        return self.train.schedule or ("constant" if self._averages else "cosine")
 
     def _rate(self, step: int) -> float:
         train = self.train
@@ -375,16 +395,32 @@ class Training:
         """Previews, and adapters to try."""
         train = self.train
         if train.preview_every and step % train.preview_every == 0:
-            self.objective.eval()
             folder = self.draft.path / "previews"
-            preview(self.family, self.concepts[0], folder, step, self.resolution, train.seed)
-            self.objective.train()
+            with self._exported():
+                preview(self.family, self.concepts[0], folder, step, self.resolution, train.seed)
         if train.save_every and step % train.save_every == 0 and step < train.steps:
             self._export(self.draft.path / "steps" / f"{step:06d}", step)
 
     def _checkpoint(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            checkpoints.save(self.draft.path / "checkpoints", step, self.parameters, self.optimizer)
+            folder = self.draft.path / "checkpoints"
+            checkpoints.save(folder, step, self.parameters, self.optimizer, **self._beside())
+
+    def _beside(self) -> dict[str, Any]:
+        """What a checkpoint holds beside parameters and optimizer."""
+        average = self.average.values if self.average else None
+        return {"average": average, "scaler": self.accelerator.scaler}
+
+    @contextlib.contextmanager
+    def _exported(self) -> Iterator[None]:
+        """Inside, the weights are those that are exported, and nothing drops out."""
+        from dreamtune import ema
+
+        self.objective.eval()
+        optimizer = self.optimizer if self._averages else None
+        with ema.exported(self.parameters, self.average, optimizer):
+            yield
+        self.objective.train()
 
     # Save.
 
@@ -402,13 +438,14 @@ class Training:
                 "optimizer": train.optimizer,
             },
         )
-        checkpoints.require_finite(self.parameters, step)
-        for name, content in self.method.export(self.family, self.concepts, facts).items():
-            fsops.make_folder((folder / name).parent)
-            if isinstance(content, tuple):
-                fsops.write_safetensors(folder / name, *content)
-            else:
-                fsops.write_json(folder / name, content)
+        with self._exported():
+            checkpoints.require_finite(self.parameters, step)
+            for name, content in self.method.export(self.family, self.concepts, facts).items():
+                fsops.make_folder((folder / name).parent)
+                if isinstance(content, tuple):
+                    fsops.write_safetensors(folder / name, *content)
+                else:
+                    fsops.write_json(folder / name, content)
 
     def _describe(self) -> None:
         """adapter.json, what sampling must know, and the recipe that makes the run again."""
