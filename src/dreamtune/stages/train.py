@@ -28,7 +28,7 @@ from dreamtune.bases import Base, Tiny
 from dreamtune.errors import Interrupted, NotFound, Usage, WouldOverwrite
 from dreamtune.methods import Concept, Facts, Group, Method
 from dreamtune.settings import Train
-from dreamtune.stages import classes
+from dreamtune.stages import classes, propose
 from dreamtune.stages.encode import Encoder, Lesson
 from dreamtune.stages.log import Log
 from dreamtune.stages.preview import preview
@@ -220,6 +220,7 @@ class Training:
         optimizer = optimizers.make(train.optimizer, self._groups())
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.average = self._average()
+        console.say(f"learning rate {self._peak():.2g} (--learning-rate)")
         for concept in self.concepts:
             words = ", ".join(sorted({b["word"] for b in concept.bindings}))
             console.say(f"{concept.identifier} is {words!r} to {ask.base.name}")
@@ -260,7 +261,10 @@ class Training:
     def _peak(self, group: Group | None = None) -> float:
         """The peak learning rate, of a group or of the run."""
         train, own = self.train, group.learning_rate if group else None
-        return optimizers.peak(train.optimizer, self.method.learning_rate, train.learning_rate, own)
+        usual = self.method.learning_rate
+        if any(one.role == "denoiser" for one in self.method.groups()):
+            usual = propose.rate(usual, self.family.denoiser)
+        return optimizers.peak(train.optimizer, usual, train.learning_rate, own)
 
     def _check_resolution(self) -> None:
         """Sizes that the base can work with; the base's own when none is asked for."""
