@@ -35,8 +35,9 @@ from dreamtune.formats.lora import (
 from dreamtune.fsops import write_safetensors
 
 RANK = 3
-LAYERS = {"sd1": 2, "sd2": 1, "sdxl": 2, "sd3": 2}  # layers_per_block
-LAYOUT = {"sd1": "sd", "sd2": "sd", "sdxl": "sdxl", "sd3": "sd3"}
+LAYERS = {"sd1": 2, "sd2": 1, "sdxl": 2, "sd3": 2, "flux": 2}  # layers_per_block
+LAYOUT = {"sd1": "sd", "sd2": "sd", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}
+BLOCKS = {"sd3": kohya.SD3, "flux": kohya.FLUX}
 FAMILIES = list(LAYERS)
 ALPHAS = {"alpha = r": RANK, "alpha != r": 0.7}
 
@@ -106,6 +107,18 @@ def pipeline(family: str) -> Any:
             None,
             None,
         )
+    if family == "flux":
+        transformer = diffusers.FluxTransformer2DModel(
+            in_channels=4,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=4,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            pooled_projection_dim=12,
+            guidance_embeds=True,
+        )
+        return diffusers.FluxPipeline(None, None, clip(), None, None, None, transformer)
     if family == "sdxl":
         model = unet(
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -137,6 +150,16 @@ def base(family: str) -> dict[str, tuple[int, ...]]:
     return {key: shape for name, part in parts for key, shape in shapes(name, part).items()}
 
 
+def has_name(family: str, module: str) -> bool:
+    """Whether the kohya layout has a name for a module of a transformer."""
+    prefix, _, rest = module.partition(".")
+    named = {
+        b.ours: {*b.plain, *(m for parts in b.fused.values() for m in parts)}
+        for b in BLOCKS[family]
+    }
+    return rest.partition(".")[2] in named.get(prefix, ())
+
+
 def adapter(family: str, alpha: float, text: bool = True) -> Adapter:
     """Random weights on every linear and convolution that the layouts have a name for."""
     draw = torch.Generator().manual_seed(1)
@@ -145,10 +168,8 @@ def adapter(family: str, alpha: float, text: bool = True) -> Adapter:
         component, _, module = key.partition(".")
         if component.startswith("text") and not text:
             continue
-        if family == "sd3" and component == "transformer":
-            known = (*kohya.MMDIT, *kohya.MMDIT_PLACE)
-            if not module.endswith(tuple(f".{name}" for name in known)):
-                continue
+        if component == "transformer" and not has_name(family, module):
+            continue
         down = torch.randn(RANK, *rest, generator=draw)
         up = torch.randn(out, RANK, *[1] * (len(rest) - 1), generator=draw)
         made.setdefault(component, {})[module] = LoraWeights(down, up, float(alpha))
@@ -188,7 +209,7 @@ def test_round_trips(family: str, alpha: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_covers_linear_and_convolution(family: str) -> None:
     dimensions = {w.down.dim() for w in adapter(family, 1)[next(iter(adapter(family, 1)))].values()}
-    assert dimensions == ({2} if family == "sd3" else {2, 4})
+    assert dimensions == ({2} if family in BLOCKS else {2, 4})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -199,6 +220,8 @@ def test_released_sizes_have_unambiguous_names(family: str) -> None:
     with torch.device("meta"):
         if family == "sd3":
             model = diffusers.SD3Transformer2DModel(num_layers=24, dual_attention_layers=(0, 1, 12))
+        elif family == "flux":
+            model = diffusers.FluxTransformer2DModel(guidance_embeds=True)
         elif family == "sdxl":
             model = diffusers.UNet2DConditionModel(
                 block_out_channels=(320, 640, 1280),
@@ -214,12 +237,11 @@ def test_released_sizes_have_unambiguous_names(family: str) -> None:
         else:
             model = diffusers.UNet2DConditionModel(use_linear_projection=family == "sd2")
     modules = [key.removeprefix("x.") for key in shapes("x", model)]
-    if family == "sd3":
-        known = tuple(f".{name}" for name in (*kohya.MMDIT, *kohya.MMDIT_PLACE))
-        modules = [module for module in modules if module.endswith(known)]
+    if family in BLOCKS:
+        modules = [module for module in modules if has_name(family, module)]
     form = kohya.LAYOUTS[LAYOUT[family]]
-    one = LoraWeights(torch.ones(3, 2), torch.ones(3, 3), 3.0)
-    mine: Adapter = {form.denoiser: dict.fromkeys(modules, one)}
+    one, wide = (LoraWeights(torch.ones(3, 2), torch.ones(n, 3), 3.0) for n in (3, 12))
+    mine: Adapter = {form.denoiser: {m: wide if "proj_mlp" in m else one for m in modules}}
     assert kohya.parse(kohya.dump(mine, LAYOUT[family]))[form.denoiser].keys() == set(modules)
 
 
@@ -315,6 +337,71 @@ def test_sd3_trained_on_the_fused_matrix() -> None:
     assert torch.equal(torch.cat(parts), delta(fused))
 
 
+# ---- flux: a single block's q, k, v and MLP in one matrix
+
+
+def released_flux(alpha: float) -> Adapter:
+    """Random weights with as many rows as FLUX.1 has, which diffusers' converters count on."""
+    draw = torch.Generator().manual_seed(1)
+    return {
+        "transformer": {
+            module: LoraWeights(
+                torch.randn(RANK, 2, generator=draw),
+                torch.randn(weights.up.shape[0] * 3072 // 8, RANK, generator=draw),
+                alpha,
+            )
+            for module, weights in adapter("flux", alpha)["transformer"].items()
+        }
+    }
+
+
+@pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
+def test_diffusers_reads_flux_kohya_files(alpha: float) -> None:
+    from diffusers import FluxPipeline
+
+    mine = released_flux(alpha)
+    read = FluxPipeline.lora_state_dict(kohya.dump(mine, "flux"))
+    assert len(read) == 2 * len(mine["transformer"])
+    for module, weights in mine["transformer"].items():
+        down, up = (read[f"transformer.{module}.lora_{part}.weight"] for part in "AB")
+        assert torch.allclose(up @ down, delta(weights), atol=1e-5), module
+
+
+def test_comfyui_patches_flux_checkpoints_right() -> None:
+    """As for SD 3 below; a converter reads what `lora_unet_<path>` adds to `<path>.weight`."""
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+    mine = released_flux(0.7)
+    deltas = ui_deltas(kohya.dump(mine, "flux"))
+    patched = set()
+
+    class Checkpoint(dict[str, Tensor]):
+        def pop(self, key: str) -> Tensor:  # type: ignore[override]
+            name = f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}"
+            if not key.endswith(".weight") or name not in deltas:
+                return torch.zeros(21504, 1)
+            patched.add(name)
+            return deltas[name]
+
+    blocks = [f"{kind}_blocks.{i}." for kind in ("double", "single") for i in range(2)]
+    checkpoint = Checkpoint.fromkeys(blocks, torch.zeros(1))
+    read = convert_flux_transformer_checkpoint_to_diffusers(checkpoint)
+    assert patched == set(deltas), "ComfyUI: lora key not loaded"
+    for module, weights in mine["transformer"].items():
+        assert torch.allclose(read[f"{module}.weight"], delta(weights), atol=1e-6), module
+
+
+def test_flux_without_the_mlp_of_single_blocks() -> None:
+    block = "single_transformer_blocks.0.attn"
+    weights = {
+        f"{block}.to_q": LoraWeights(torch.randn(2, 8), torch.randn(8, 2), 1.0),
+        f"{block}.to_v": LoraWeights(torch.randn(2, 8), torch.randn(8, 2), 1.0),
+    }
+    tensors = kohya.dump({"transformer": weights}, "flux")
+    assert tensors["lora_unet_single_blocks_0_linear1.lora_up.weight"].shape == (7 * 8, 4 * 2)
+    same({"transformer": weights}, kohya.parse(tensors))
+
+
 # ---- diffusers loads both files
 
 
@@ -344,10 +431,10 @@ def loaded_deltas(pipe: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
 @pytest.mark.parametrize(
     ("family", "layout"),
-    [(f, "diffusers") for f in FAMILIES] + [(f, "kohya") for f in FAMILIES if f != "sd3"],
+    [(f, "diffusers") for f in FAMILIES] + [(f, "kohya") for f in FAMILIES if f not in BLOCKS],
 )
 def test_diffusers_loads_ours(family: str, layout: str, alpha: float, tmp_path: Path) -> None:
-    # diffusers itself cannot read kohya files of SD 3: it has no map for them.
+    # diffusers cannot read kohya files of SD 3, nor of a FLUX of another width than the released.
     mine = adapter(family, alpha)
     file = tmp_path / "pytorch_lora_weights.safetensors"
     if layout == "diffusers":

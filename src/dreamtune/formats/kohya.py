@@ -6,12 +6,14 @@
 
 delta W = alpha / r * up @ down. The dots of a module path become underscores, so reading needs the
 words that paths are made of (WORDS). Every family has its own names for the denoiser (sd-scripts at
-48d368fa, networks/lora.py and lora_sd3.py):
+48d368fa, networks/lora.py, lora_sd3.py and lora_flux.py):
 
     sd     diffusers' module paths; text encoder "lora_te"
     sdxl   the blocks of Stability's sgm code ("input_blocks_4_1_..."); "lora_te1", "lora_te2"
     sd3    the blocks of Stability's MMDiT ("joint_blocks_0_x_block_..."), q, k and v in one matrix;
            "lora_te1", "lora_te2". AdaLN layers have no map yet and are refused.
+    flux   the blocks of Black Forest Labs' code ("double_blocks_0_img_attn_qkv"); a single block
+           has q, k, v and its MLP's first layer in one matrix, "linear1"; CLIP is "lora_te1"
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -75,7 +77,7 @@ def dump(adapter: Adapter, layout: str, layers_per_block: int = 2) -> dict[str, 
 
 
 def parse(tensors: Mapping[str, Tensor], layers_per_block: int = 2) -> Adapter:
-    """The adapter in the tensors of a kohya file; sd, sdxl (either block naming) or sd3.
+    """The adapter in the tensors of a kohya file; sd, sdxl (either block naming), sd3 or flux.
 
     A missing alpha means scale 1, as in A1111 and ComfyUI. Damaged names what has no meaning here.
     """
@@ -118,8 +120,9 @@ def _locate(name: str, weights: LoraWeights, layers_per_block: int) -> tuple[str
     path = _dotted(name.removeprefix(f"{prefix}_"))
     if path is None:
         raise Damaged(f"the LoRA key {name!r} names no known module")
-    if path.startswith("joint_blocks."):
-        return "transformer", _from_mmdit(name, path, weights)
+    for blocks in (*SD3, *FLUX):
+        if path.startswith(f"{blocks.theirs}."):
+            return "transformer", _to_diffusers(blocks, name, path, weights)
     if path.startswith(SGM):
         path = _substitute(path, {new: old for old, new in _sgm_names(layers_per_block).items()})
     return COMPONENTS[prefix], {canonical(COMPONENTS[prefix], path): weights}
@@ -136,6 +139,8 @@ WORDS = (
     "input_blocks middle_block output_blocks in_layers emb_layers out_layers skip_connection op "
     "time_embed label_emb out "
     "joint_blocks x_block context_block attn qkv mlp fc1 fc2 "
+    "double_blocks single_blocks img_attn txt_attn img_mlp txt_mlp img_mod txt_mod "
+    "linear1 linear2 modulation lin "
     "text_model encoder layers self_attn q_proj k_proj v_proj out_proj text_projection "
 )
 # The longest word wins: `proj_in` is one word, `net_0_proj` are three.
@@ -215,103 +220,171 @@ def _sdxl(modules: Modules, layers_per_block: int) -> Modules:
     return {_substitute(path, names): weights for path, weights in modules.items()}
 
 
-# ---- sd3: diffusers' blocks and MMDiT's
-
-MMDIT = {
-    "attn.to_out.0": "x_block.attn.proj",
-    "attn2.to_out.0": "x_block.attn2.proj",
-    "attn.to_add_out": "context_block.attn.proj",
-    "ff.net.0.proj": "x_block.mlp.fc1",
-    "ff.net.2": "x_block.mlp.fc2",
-    "ff_context.net.0.proj": "context_block.mlp.fc1",
-    "ff_context.net.2": "context_block.mlp.fc2",
-}
-MMDIT_FUSED = {
-    "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "x_block.attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-    "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-}
-MMDIT_PLACE = {
-    part: (fused, i) for fused, parts in MMDIT_FUSED.items() for i, part in enumerate(parts)
-}
+# ---- sd3 and flux: diffusers' blocks and those of the original code, with fused matrices
 
 
-def _mmdit(modules: Modules, _: int) -> Modules:
+@dataclass(frozen=True)
+class Blocks:
+    """One kind of transformer block: what diffusers calls it and its modules, and what others do.
+
+    fused: their matrix to the modules whose weights are stacked in it, each with its share of rows.
+    """
+
+    ours: str
+    theirs: str
+    plain: dict[str, str]
+    fused: dict[str, dict[str, int]]
+
+
+def _thirds(*modules: str) -> dict[str, int]:
+    return dict.fromkeys(modules, 1)
+
+
+SD3 = (
+    Blocks(
+        "transformer_blocks",
+        "joint_blocks",
+        {
+            "attn.to_out.0": "x_block.attn.proj",
+            "attn2.to_out.0": "x_block.attn2.proj",
+            "attn.to_add_out": "context_block.attn.proj",
+            "ff.net.0.proj": "x_block.mlp.fc1",
+            "ff.net.2": "x_block.mlp.fc2",
+            "ff_context.net.0.proj": "context_block.mlp.fc1",
+            "ff_context.net.2": "context_block.mlp.fc2",
+        },
+        {
+            "x_block.attn.qkv": _thirds("attn.to_q", "attn.to_k", "attn.to_v"),
+            "x_block.attn2.qkv": _thirds("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+            "context_block.attn.qkv": _thirds(
+                "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"
+            ),
+        },
+    ),
+)
+FLUX = (
+    Blocks(
+        "transformer_blocks",
+        "double_blocks",
+        {
+            "attn.to_out.0": "img_attn.proj",
+            "attn.to_add_out": "txt_attn.proj",
+            "ff.net.0.proj": "img_mlp.0",
+            "ff.net.2": "img_mlp.2",
+            "ff_context.net.0.proj": "txt_mlp.0",
+            "ff_context.net.2": "txt_mlp.2",
+            "norm1.linear": "img_mod.lin",
+            "norm1_context.linear": "txt_mod.lin",
+        },
+        {
+            "img_attn.qkv": _thirds("attn.to_q", "attn.to_k", "attn.to_v"),
+            "txt_attn.qkv": _thirds("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        },
+    ),
+    Blocks(
+        "single_transformer_blocks",
+        "single_blocks",
+        {"proj_out": "linear2", "norm.linear": "modulation.lin"},
+        {"linear1": {**_thirds("attn.to_q", "attn.to_k", "attn.to_v"), "proj_mlp": 4}},
+    ),
+)
+
+
+def _to_original(kinds: Sequence[Blocks], layout: str, modules: Modules) -> Modules:
+    """Modules under diffusers' paths to the original code's."""
     renamed: Modules = {}
-    fused: dict[str, list[LoraWeights | None]] = {}
+    fused: dict[tuple[str, str, str], dict[str, LoraWeights]] = defaultdict(dict)
+    known = {blocks.ours: blocks for blocks in kinds}
     for path, weights in modules.items():
-        block = re.match(r"transformer_blocks\.(\d+)\.", path)
-        module = path[block.end() :] if block else path
-        if block and module in MMDIT:
-            renamed[f"joint_blocks.{block[1]}.{MMDIT[module]}"] = weights
-        elif block and module in MMDIT_PLACE:
-            name, place = MMDIT_PLACE[module]
-            fused.setdefault(f"joint_blocks.{block[1]}.{name}", [None] * 3)[place] = weights
+        prefix, number, module = (*path.split(".", 2), "", "")[:3]
+        blocks = known.get(prefix)
+        matrices = blocks.fused.items() if blocks else ()
+        matrix = next((name for name, parts in matrices if module in parts), None)
+        if blocks and module in blocks.plain:
+            renamed[f"{blocks.theirs}.{number}.{blocks.plain[module]}"] = weights
+        elif matrix:
+            fused[prefix, number, matrix][module] = weights
         else:
-            raise Usage(f"the kohya layout 'sd3' has no name for the module {path!r}")
-    return renamed | {name: _fuse(parts) for name, parts in fused.items()}
+            raise Usage(f"the kohya layout {layout!r} has no name for the module {path!r}")
+    for (prefix, number, matrix), parts in fused.items():
+        blocks = known[prefix]
+        renamed[f"{blocks.theirs}.{number}.{matrix}"] = _fuse(parts, blocks.fused[matrix])
+    return renamed
 
 
-def _from_mmdit(name: str, path: str, weights: LoraWeights) -> Modules:
-    _, number, module = (*path.split(".", 2), "")[:3]
-    block = f"transformer_blocks.{number}"
-    if module in MMDIT_FUSED:
-        if weights.up.shape[0] % 3:
-            raise Damaged(f"{name} has {weights.up.shape[0]} rows, which are not q, k and v")
-        parts = zip(MMDIT_FUSED[module], _split(weights), strict=True)
-        return {f"{block}.{part}": piece for part, piece in parts if piece is not None}
-    for ours, theirs in MMDIT.items():
+def _to_diffusers(blocks: Blocks, name: str, path: str, weights: LoraWeights) -> Modules:
+    """The module(s) under diffusers' paths of one under the original code's."""
+    _, number, module = (*path.split(".", 2), "", "")[:3]
+    block = f"{blocks.ours}.{number}"
+    if module in blocks.fused:
+        pieces = _split(name, weights, blocks.fused[module])
+        return {f"{block}.{part}": piece for part, piece in pieces.items()}
+    for ours, theirs in blocks.plain.items():
         if module == theirs:
             return {f"{block}.{ours}": weights}
     raise Damaged(f"the LoRA key {name!r} names no known module")
 
 
-def _fuse(parts: list[LoraWeights | None]) -> LoraWeights:
-    """LoRAs of q, k and v as one of the fused matrix: downs stacked, ups on the block diagonal.
+def _fuse(parts: Mapping[str, LoraWeights], shares: Mapping[str, int]) -> LoraWeights:
+    """LoRAs of n stacked matrices as one of the whole: downs stacked, ups on the block diagonal.
 
-    down (3r, in), up (3 out, 3r), alpha 3a, so that alpha / rank stays a / r. A part that was not
-    trained is zeros. (sd-scripts' split_qkv leaves alpha at a, and every loader then applies a
-    third of the trained strength.)
+    down (n r, in), up (rows, n r), alpha n a, so that alpha / rank stays a / r. A part that was not
+    trained is zeros. (sd-scripts' split_qkv leaves alpha at a, and every loader then applies an
+    n-th of the trained strength.)
     """
-    present = [part for part in parts if part is not None]
-    rank = max(part.rank for part in present)
-    scale = present[0].alpha / present[0].rank
-    width, out = present[0].down.shape[1], present[0].up.shape[0]
-    down = present[0].down.new_zeros(3, rank, width)
-    up = present[0].up.new_zeros(3, out, 3, rank)
-    for i, part in enumerate(parts):
-        if part is not None:
+    first_name, first = next(iter(parts.items()))
+    n, rank = len(shares), max(part.rank for part in parts.values())
+    scale = first.alpha / first.rank
+    unit = first.up.shape[0] // shares[first_name]
+    down = first.down.new_zeros(n, rank, first.down.shape[1])
+    up = first.up.new_zeros(unit * sum(shares.values()), n, rank)
+    row = 0
+    for i, (name, share) in enumerate(shares.items()):
+        if part := parts.get(name):
             down[i, : part.rank] = part.down
             # Exactly 1 unless the parts were trained at different strengths.
-            up[i, :, i, : part.rank] = part.up * (part.alpha / part.rank / scale)
-    alpha = 3 * rank * scale
-    return LoraWeights(down.reshape(3 * rank, width), up.reshape(3 * out, 3 * rank), alpha)
+            change = part.up * (part.alpha / part.rank / scale)
+            up[row : row + share * unit, i, : part.rank] = change
+        row += share * unit
+    return LoraWeights(down.flatten(0, 1), up.flatten(1), n * rank * scale)
 
 
-def _split(fused: LoraWeights) -> list[LoraWeights | None]:
-    """The LoRAs of q, k and v in one of the fused matrix; None for a part that is zeros throughout.
+def _split(name: str, fused: LoraWeights, shares: Mapping[str, int]) -> Modules:
+    """The LoRAs of the stacked matrices in one of the whole; none for a part that is only zeros.
 
-    Undoes `_fuse` exactly. A LoRA trained on the fused matrix gives three with the same down.
+    Undoes `_fuse` exactly. A LoRA trained on the whole gives several with the same down.
     """
-    rank = fused.rank
-    ups = fused.up.chunk(3)  # 3 x (out, R)
-    diagonal = rank % 3 == 0 and all(
-        not ups[i].unflatten(1, (3, -1))[:, j].any() for i in range(3) for j in range(3) if i != j
+    rows, n, total = fused.up.shape[0], len(shares), sum(shares.values())
+    if rows % total:
+        raise Damaged(f"{name} has {rows} rows, which are not {', '.join(shares)}")
+    ups = dict(
+        zip(shares, fused.up.split([rows // total * s for s in shares.values()]), strict=True)
     )
-    if not diagonal:
-        return [LoraWeights(fused.down.clone(), up.clone(), fused.alpha) for up in ups]
-    downs = fused.down.chunk(3)
-    pieces = [
-        LoraWeights(downs[i].clone(), ups[i].unflatten(1, (3, -1))[:, i].clone(), fused.alpha / 3)
-        for i in range(3)
-    ]
-    return [piece if piece.down.any() or piece.up.any() else None for piece in pieces]
+    blocks = [up.unflatten(1, (n, -1)) for up in ups.values()] if fused.rank % n == 0 else []
+    if not blocks or any(blocks[i][:, j].any() for i in range(n) for j in range(n) if i != j):
+        return {
+            part: LoraWeights(fused.down.clone(), up.clone(), fused.alpha)
+            for part, up in ups.items()
+        }
+    downs = fused.down.chunk(n)
+    pieces = {
+        part: LoraWeights(downs[i].clone(), blocks[i][:, i].clone(), fused.alpha / n)
+        for i, part in enumerate(shares)
+    }
+    return {part: piece for part, piece in pieces.items() if piece.down.any() or piece.up.any()}
 
 
 LAYOUTS = {
     "sd": Layout("unet", {"text_encoder": "lora_te"}, lambda modules, _: modules),
     "sdxl": Layout("unet", {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}, _sdxl),
     "sd3": Layout(
-        "transformer", {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}, _mmdit
+        "transformer",
+        {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+        lambda modules, _: _to_original(SD3, "sd3", modules),
+    ),
+    "flux": Layout(
+        "transformer",
+        {"text_encoder": "lora_te1"},
+        lambda modules, _: _to_original(FLUX, "flux", modules),
     ),
 }

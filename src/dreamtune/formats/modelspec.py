@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SGM = "https://github.com/Stability-AI/generative-models"
+BFL = "https://github.com/black-forest-labs/flux"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ BASES = {
     ),
     "sd35-large": Base(
         "stable-diffusion-v3.5-large", "5-large", implementation=SGM, network="networks.lora_sd3"
+    ),
+    "flux-dev": Base("flux-1-dev", "flux1", implementation=BFL, network="networks.lora_flux"),
+    "flux-schnell": Base(
+        "flux-1-schnell", "flux1", implementation=BFL, network="networks.lora_flux"
     ),
     "mini": Base("dreamtune-mini", "dreamtune_mini", "v"),
 }
