@@ -81,6 +81,8 @@ def test_swarmui_knows_the_architectures() -> None:
         "stable-diffusion-v3-medium/lora",
         "stable-diffusion-v3.5-medium/lora",
         "stable-diffusion-v3.5-large/lora",
+        "flux-1-dev/lora",  # these two by its Remaps
+        "flux-1-schnell/lora",
     }
     ours = {name: metadata(name)["modelspec.architecture"] for name in BASES}
     assert {name for name, arch in ours.items() if arch not in known} == {"sd2-512", "mini"}

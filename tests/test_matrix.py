@@ -43,7 +43,7 @@ def predict(family: families.Family, prompt: str) -> torch.Tensor:
     tokens = {stack.name: stack.tokenize([prompt]) for stack in family.text}
     with torch.no_grad():
         cond = family.condition(family.encode_text(tokens), torch.tensor([[64.0] * 6]))
-        t = family.process.timesteps(torch.tensor([0.4]))
+        t = family.process.timesteps(torch.tensor([0.4]), (size, size))
         return family.predict(xt, t, cond)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from dreamtune import families, losses
-from dreamtune.diffusion import Ddpm, Flow
+from dreamtune.diffusion import Ddpm, Flow, Times
 from dreamtune.methods import Concept
 from dreamtune.methods.lora import Method, Options
 from dreamtune.objective import Objective
@@ -89,26 +91,60 @@ def test_ddpm_noise_and_targets_are_the_schedulers() -> None:
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
     process = Ddpm.from_scheduler(scheduler)
     x0, noise = torch.randn(2, 5, 4, 8, 8).unbind()
-    t = process.timesteps(torch.tensor([0.0, 0.2, 0.5, 0.7, 0.9999]))
+    t = process.timesteps(torch.tensor([0.0, 0.2, 0.5, 0.7, 0.9999]), (8, 8))
     assert t.tolist() == [0, 200, 500, 700, 999]
     assert close(process.add_noise(x0, noise, t), scheduler.add_noise(x0, noise, t))
     assert close(process.target(x0, noise, t), scheduler.get_velocity(x0, noise, t))
 
 
-def test_flow_noise_is_the_schedulers_and_times_are_logit_normal() -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    process = Flow.from_scheduler(scheduler)
-    u = (torch.arange(20_000) + 0.5) / 20_000
-    t = process.timesteps(u)
-    x0, noise = torch.randn(2, 6, 16, 4, 4).unbind()
-    some = t[[0, 4_000, 9_000, 12_000, 16_000, 19_999]]
-    assert close(process.add_noise(x0, noise, some), scheduler.scale_noise(x0, some, noise))
-    # Undo the schedule's shift: the logits of what is left are a standard normal's quantiles.
-    sigma = t / 1000
-    plain = sigma / (3 - 2 * sigma)
-    logits = torch.logit(plain[1_000:-1_000].double())
-    normal = torch.special.ndtri(1 - u[1_000:-1_000].double())
-    assert (logits - normal).abs().max() < 0.02
+@pytest.mark.parametrize("dynamic", [False, True], ids=["shift 3", "by resolution"])
+def test_flow_noise_is_the_schedulers(dynamic: bool) -> None:
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
+    process = replace(Flow.from_scheduler(scheduler), times=Times("uniform"))
+    levels = torch.tensor([0.02, 0.2, 0.5, 0.7, 0.9, 0.999])
+    t = process.timesteps(levels, (48, 80))
+    scheduler.set_timesteps(sigmas=levels.tolist(), mu=calculate_shift(24 * 40))
+    assert close(t, scheduler.timesteps)
+    x0, noise = torch.randn(2, 6, 16, 48, 80).unbind()
+    theirs = scheduler.scale_noise(x0, scheduler.timesteps, noise)
+    assert close(process.add_noise(x0, noise, t), theirs)
+
+
+@pytest.mark.parametrize(
+    "times", [Times(), Times("logit-normal", -0.5, 0.7), Times("mode"), Times("cosmap")], ids=str
+)
+def test_times_have_the_density_they_are_named_for(times: Times) -> None:
+    """Against the densities of SD 3's paper, eq. 19 to 21, integrated over small intervals."""
+    u = (torch.arange(200_000) + 0.5) / 200_000
+    level = times.level(u).double()
+    assert level.min() >= 0
+    assert level.max() < 1
+    assert (level.diff() >= 0).all()
+    edges = torch.linspace(0, 1, 41, dtype=torch.float64)
+    share = torch.histogram(level, edges).hist / len(u)
+    middle = torch.linspace(0, 1, 4_001, dtype=torch.float64)[:-1] + 1 / 8_000
+    wanted = density(times, middle).view(40, 100).mean(1) / 40
+    assert (share - wanted).abs().max() < 1e-4
+
+
+def density(times: Times, t: Tensor) -> Tensor:
+    if times.density == "uniform":
+        return torch.ones_like(t)
+    if times.density == "logit-normal":
+        normal = torch.distributions.Normal(times.mean, times.std)
+        return normal.log_prob(torch.logit(t)).exp() / (t * (1 - t))
+    if times.density == "cosmap":
+        return 2 / (torch.pi - 2 * torch.pi * t + 2 * torch.pi * t**2)
+    # |d/dt f^-1(t)|, where f(u) = 1 - u - s (cos^2(pi u / 2) - 1 + u), by bisection.
+    low, high = torch.zeros_like(t), torch.ones_like(t)
+    for _ in range(60):
+        u = (low + high) / 2
+        f = 1 - u - times.scale * ((torch.pi * u / 2).cos() ** 2 - 1 + u)
+        low, high = torch.where(f > t, u, low), torch.where(f > t, high, u)
+    slope = -1 - times.scale * (1 - torch.pi / 2 * (torch.pi * u).sin())
+    return 1 / slope.abs()
 
 
 def test_no_update_no_change() -> None:

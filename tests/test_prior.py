@@ -59,7 +59,7 @@ def test_the_loss_is_that_of_the_diffusers_scripts() -> None:
     batch = make_batch(rows, picks, seed=0, shares={SUBJECT: 1 / 2, CLASS: 0.7 / 2})
     with torch.no_grad():
         ours = (Objective(family, {"denoiser"}, losses.l2)(batch) * batch["weight"]).sum()
-        t = family.process.timesteps(batch["u"])
+        t = family.process.timesteps(batch["u"], (8, 8))
         xt = family.process.add_noise(batch["mean"], batch["noise"], t)
         text = torch.cat([rows.texts[i]["text"] for i in (0, 0, 1, 1)])
         prediction = family.denoiser(xt, t, text).sample
@@ -85,7 +85,7 @@ def test_the_teacher_is_the_base_on_the_class_prompt() -> None:
         p.data.normal_(0, 0.1)
     errors = objective(batch)
     with torch.no_grad():
-        t = family.process.timesteps(batch["u"])[2:]
+        t = family.process.timesteps(batch["u"], (8, 8))[2:]
         xt = family.process.add_noise(batch["mean"], batch["noise"], t.repeat(2))[2:]
         text = batch["text"]["text"][2:]
         drift = family.denoiser(xt, t, text).sample - plain.denoiser(xt, t, text).sample

@@ -56,9 +56,13 @@ def make_exact() -> None:
 
 def quiet_libraries() -> None:
     """No progress bars and no notes of the libraries' own on stderr."""
+    import warnings
+
     import diffusers
     import transformers
 
+    # fp32 weights under autocast are how a whole FLUX or SD 3.5 is trained.
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -1,22 +1,58 @@
 """Noise processes: how a clean latent becomes a noisy one, and what a model is asked to predict.
 
-A process maps uniform numbers to timesteps, so that a draw is one number in [0, 1) whatever the
-family. x0, noise, xt and target have shape (B, C, h, w); t is what the model is given, (B,).
+A draw is one number u in [0, 1) whatever the family: `Times` turns it into a noise level, a process
+turns the level into the time that its model is given. x0, noise, xt and target have shape
+(B, C, h, w); u, level and t have shape (B,).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+PREDICTIONS = ("epsilon", "v_prediction")
+
 
 class Process(Protocol):
-    def timesteps(self, u: Tensor) -> Tensor: ...
+    times: Times
+
+    def timesteps(self, u: Tensor, size: tuple[int, int]) -> Tensor:
+        """Uniform u to the times of latents of `size` (h, w)."""
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+    def to(self, device: torch.device) -> Process: ...
+
+
+@dataclass(frozen=True)
+class Times:
+    """Which noise levels are trained how often, as quantile functions (Esser et al.,
+    arXiv:2403.03206, section 3.1; there t is our level: 0 is the picture, 1 is noise).
+
+    density: "uniform"; "logit-normal" with `mean` and `std`, where a positive mean prefers noise;
+    "mode" with `scale`; "cosmap". diffusers' scripts read their draw the other way around, so that
+    a positive mean prefers the picture there; the other densities are symmetric.
+    """
+
+    density: str = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    scale: float = 1.29
+
+    def level(self, u: Tensor) -> Tensor:
+        """Uniform u in [0, 1) to noise levels in [0, 1), increasing, fp32."""
+        u = u.double()
+        if self.density == "logit-normal":  # eq. 19
+            u = (self.mean + self.std * torch.special.ndtri(u.clamp(min=1e-9))).sigmoid()
+        elif self.density == "mode":  # eq. 20, whose u runs the other way
+            u = u - self.scale * ((math.pi / 2 * (1 - u)).cos() ** 2 - u)
+        elif self.density == "cosmap":  # eq. 21
+            u = 1 - 1 / ((math.pi / 2 * u).tan() + 1)
+        return u.clamp(0, 1 - 2**-24).float()
 
 
 @dataclass(frozen=True)
@@ -29,15 +65,16 @@ class Ddpm:
 
     alphas_cumprod: Tensor
     prediction: str = "epsilon"
+    times: Times = Times()
 
     @classmethod
     def from_scheduler(cls, scheduler: Any) -> Ddpm:
         """The process of a diffusers scheduler with `alphas_cumprod`."""
         return cls(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
 
-    def timesteps(self, u: Tensor) -> Tensor:
-        """Uniform u in [0, 1) to integer timesteps in [0, T)."""
-        return (u * len(self.alphas_cumprod)).long()
+    def timesteps(self, u: Tensor, size: tuple[int, int]) -> Tensor:
+        """Uniform u in [0, 1) to integer timesteps in [0, T), the same for every size."""
+        return (self.times.level(u) * len(self.alphas_cumprod)).long()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """xt = alpha x0 + sigma noise (DDPM eq. 4)."""
@@ -51,42 +88,74 @@ class Ddpm:
         alpha, sigma = self._coefficients(t, x0)
         return alpha * noise - sigma * x0
 
+    def to(self, device: torch.device) -> Ddpm:
+        """With its table on a device, where the loop reads it without waiting."""
+        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
+
     def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        squared = self.alphas_cumprod.to(like.device)[t].view(-1, *[1] * (like.ndim - 1))
+        squared = self.alphas_cumprod[t].view(-1, *[1] * (like.ndim - 1))
         return squared.sqrt().to(like.dtype), (1 - squared).sqrt().to(like.dtype)
 
 
 @dataclass(frozen=True)
-class Flow:
-    """Rectified flow with logit-normal times (Esser et al., arXiv:2403.03206, eq. 19).
+class Ramp:
+    """A shift that grows with the picture, as FLUX.1 dev is trained and sampled.
 
-    sigmas, times: (T,) from the scheduler, noisiest first; `times` is what the model is given.
+    mu is linear in the number of 2 x 2 latent patches: `low` at `few`, `high` at `many`; the shift
+    is exp(mu), or mu itself where `linear`.
     """
 
-    sigmas: Tensor
-    times: Tensor
+    low: float
+    high: float
+    few: int
+    many: int
+    linear: bool = False
+
+    def shift(self, size: tuple[int, int]) -> float:
+        """The shift for latents of `size` (h, w)."""
+        patches = (size[0] // 2) * (size[1] // 2)
+        slope = (self.high - self.low) / (self.many - self.few)
+        mu = self.low + slope * (patches - self.few)
+        return mu if self.linear else math.exp(mu)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow (Esser et al., arXiv:2403.03206, eq. 13): the straight path to noise.
+
+    shift: moves times towards noise, which larger pictures need (eq. 23); 1 leaves them.
+    The model's time is 1000 sigma.
+    """
+
+    shift: float | Ramp = 1.0
+    times: Times = Times("logit-normal")
 
     @classmethod
     def from_scheduler(cls, scheduler: Any) -> Flow:
         """The process of a diffusers FlowMatchEulerDiscreteScheduler, its shift included."""
-        return cls(scheduler.sigmas[: len(scheduler.timesteps)].float(), scheduler.timesteps)
+        c = scheduler.config
+        if not c.use_dynamic_shifting:
+            return cls(float(scheduler.shift))
+        linear = c.time_shift_type == "linear"
+        return cls(
+            Ramp(c.base_shift, c.max_shift, c.base_image_seq_len, c.max_image_seq_len, linear)
+        )
 
-    def timesteps(self, u: Tensor) -> Tensor:
-        """Uniform u in [0, 1) to model times, logit-normal (mean 0, std 1) over the schedule."""
-        # The quantile function turns one uniform number into one normal number.
-        position = torch.special.ndtri(u.double().clamp(1e-9, 1 - 1e-9)).sigmoid()
-        return self.times.to(u.device)[(position * len(self.times)).long()]
+    def timesteps(self, u: Tensor, size: tuple[int, int]) -> Tensor:
+        """Uniform u in [0, 1) to model times in [0, 1000), for latents of `size` (h, w)."""
+        level = self.times.level(u)
+        shift = self.shift.shift(size) if isinstance(self.shift, Ramp) else self.shift
+        return 1000 * shift * level / (1 + (shift - 1) * level)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """xt = (1 - sigma) x0 + sigma noise."""
-        sigma = self._sigma(t, x0)
+        sigma = (t / 1000).view(-1, *[1] * (x0.ndim - 1)).to(x0.dtype)
         return (1 - sigma) * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The velocity of the straight path, noise - x0."""
         return noise - x0
 
-    def _sigma(self, t: Tensor, like: Tensor) -> Tensor:
-        times = self.times.to(like.device)
-        index = (times[None] - t[:, None]).abs().argmin(1)
-        return self.sigmas.to(like.device)[index].view(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+    def to(self, device: torch.device) -> Flow:
+        """Itself: it has no table."""
+        return self

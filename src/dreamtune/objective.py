@@ -46,7 +46,7 @@ class Objective(nn.Module):
         """
         family = self._family
         x0 = batch["mean"] + batch["std"] * batch["posterior_noise"]
-        t = family.process.timesteps(batch["u"])
+        t = family.process.timesteps(batch["u"], tuple(x0.shape[-2:]))
         xt = family.process.add_noise(x0, batch["noise"], t)
         target = family.process.target(x0, batch["noise"], t)
         prediction = self._predict(xt, t, batch, slice(None))

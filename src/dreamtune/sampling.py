@@ -65,7 +65,7 @@ def pictures(
                 generator=[torch.Generator().manual_seed(seed) for seed in some],
                 output_type="latent",
             ).images
-        pixels = family.decode_image(latents)
+        pixels = family.decode_image(family.pipeline_latents(latents, look.size))
         arrays = pipeline.image_processor.postprocess(pixels, output_type="np")
         for seed, array in zip(some, arrays, strict=True):
             if array.min() == array.max() or array.min() != array.min():

@@ -53,6 +53,7 @@ class Family(Protocol):
     def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]: ...
     def predict(self, xt: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor: ...
     def pipeline(self) -> Any: ...
+    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor: ...
     def prompt_arguments(
         self, text: dict[str, Tensor], negative: dict[str, Tensor]
     ) -> dict[str, Tensor]: ...
@@ -62,12 +63,14 @@ def load(base: Base | Tiny | str, dtype: torch.dtype, device: torch.device | str
     """A base, or what bases.find makes of a name, on a device: frozen, in `dtype`, VAE in fp32."""
     base = bases.find(base) if isinstance(base, str) else base
     kind = of(base)
-    if not isinstance(base, Tiny):
-        return kind.load(base, dtype, device)
-    family = kind.tiny()
-    family.vae.to(device)
-    for module in (family.denoiser, *(stack.encoder for stack in family.text)):
-        module.to(device, dtype)
+    if isinstance(base, Tiny):
+        family = kind.tiny()
+        family.vae.to(device)
+        for module in (family.denoiser, *(stack.encoder for stack in family.text)):
+            module.to(device, dtype)
+    else:
+        family = kind.load(base, dtype, device)
+    family.process = family.process.to(device)
     return family
 
 

@@ -1,13 +1,15 @@
 """Tokenizers with their encoders, and what an identifier such as [V01] means to each of them.
 
-A caption keeps the identifier as typed. Each tokenizer binds it to one of its own words: a
-reserved token where the base has some, else a rare word that is a single piece, as the DreamBooth
-paper advises (arXiv:2208.12242, section 3.2).
+A caption keeps the identifier as typed. Each tokenizer binds it to a word: a reserved token where
+the base has some, else a rare word that is a single piece, as the DreamBooth paper advises
+(arXiv:2208.12242, section 3.2). Where all tokenizers of a base know a word as one piece they bind
+the same, so that in other tools one prompt reaches every encoder as it did in training.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,9 @@ from dreamtune.errors import Usage
 from dreamtune.settings import IDENTIFIER
 
 _RESERVED = re.compile(r"<id\d+>")
-_RARE = re.compile(r"([a-z]{1,4})</w>")
+_CLIP = re.compile(r"([a-z]{1,4})</w>")
+# Four letters are mostly a whole word of some language to T5. The paper too took three at most.
+_T5 = re.compile(r"\u2581([a-z]{1,3})")
 
 
 @dataclass
@@ -33,12 +37,16 @@ class TextStack:
     encoder: Any
     length: int  # tokens a prompt is padded or cut to
     words: dict[str, str] = field(default_factory=dict)  # identifier -> word
+    added: set[str] = field(default_factory=set)  # words that the tokenizer was not loaded with
 
-    def bind(self, identifier: str, word: str | None = None) -> str:
-        """Bind an identifier to `word`, or to a free reserved or rare word; returns the word."""
-        if identifier not in self.words:
-            self.words[identifier] = word or self._free_word(identifier)
-        return self.words[identifier]
+    @property
+    def part(self) -> str:
+        """What files of embeddings call the encoder: T5 is the third, whatever its folder."""
+        return "text_encoder_3" if self.encoder.config.model_type == "t5" else self.name
+
+    def bind(self, identifier: str, word: str) -> None:
+        """Let an identifier stand for a word, unless it stands for one already."""
+        self.words.setdefault(identifier, word)
 
     def add_word(self, identifier: str, word: str) -> int:
         """Bind an identifier to a word that is new to the tokenizer; returns the new token id."""
@@ -46,8 +54,23 @@ class TextStack:
             raise Usage(
                 f"{word!r} is already a token of this base", fix="choose another identifier"
             )
+        self.added.add(word)
         self.words[identifier] = word
         return len(self.tokenizer) - 1
+
+    def candidates(self) -> list[str]:
+        """Words that an identifier can stand for: reserved ones, then the rarest first."""
+        vocabulary = self.tokenizer.get_vocab()
+        reserved = sorted(t for t in vocabulary if _RESERVED.fullmatch(t))
+        pieces = sorted(vocabulary.items(), key=lambda item: -item[1])  # late pieces are rare words
+        rare = [m[1] for t, _ in pieces if (m := _CLIP.fullmatch(t) or _T5.fullmatch(t))]
+        rare.sort(key=len, reverse=True)
+        # "sks" is the word that the field's guides, and so other people's prompts, use.
+        return [*reserved, "sks", *rare]
+
+    def is_piece(self, word: str) -> bool:
+        """Whether the tokenizer leaves a word whole."""
+        return len(self.ids(word)) == 1
 
     def prompt(self, caption: str) -> str:
         """The caption with identifiers replaced by their words."""
@@ -85,42 +108,61 @@ class TextStack:
 
     def fingerprint(self) -> str:
         """Hash of the tokenizer's vocabulary, without words added since it was loaded."""
-        added = set(self.words.values())
-        vocabulary = sorted((t, i) for t, i in self.tokenizer.get_vocab().items() if t not in added)
-        return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
-
-    def _free_word(self, identifier: str) -> str:
-        """The word for an identifier. [V02] starts one word after [V01], so that adapters that were
-        trained apart can be used together.
-        """
-        taken = set(self.words.values())
-        vocabulary = self.tokenizer.get_vocab()
-        reserved = sorted(t for t in vocabulary if _RESERVED.fullmatch(t))
-        pieces = sorted(vocabulary.items(), key=lambda item: -item[1])  # late merges are rare words
-        rare = [m[1] for t, _ in pieces if (m := _RARE.fullmatch(t))]
-        rare.sort(key=len, reverse=True)
-        # "sks" is the word that the field's guides, and so other people's prompts, use.
-        words = [*reserved, "sks", *rare]
-        number = re.search(r"\d+", identifier)
-        start = max(0, int(number[0]) - 1) % len(words) if number else 0
-        for word in [*words[start:], *words[:start]]:
-            if word not in taken and len(self.ids(word)) == 1:
-                return word
-        raise Usage("the base has no free word left for another identifier")
+        vocabulary = self.tokenizer.get_vocab().items()
+        known = sorted((token, i) for token, i in vocabulary if token not in self.added)
+        return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
-def clip_stacks(base: Base, encoders: dict[str, Any]) -> list[TextStack]:
-    """The stacks of a base: text_encoder_2 goes with tokenizer_2."""
-    from transformers import CLIPTokenizer
+def bind(stacks: Sequence[TextStack], identifier: str) -> None:
+    """Let an identifier stand for a free word: the same one in every tokenizer, if there is one.
+
+    Among shared words, those that are rare in all come first.
+    """
+    if all(identifier in stack.words for stack in stacks):
+        return
+    lists = [stack.candidates() for stack in stacks]
+    ranks = [{word: i for i, word in enumerate(words)} for words in lists]
+    shared = set.intersection(*map(set, lists))
+    ordered = sorted(shared, key=lambda word: sum(rank[word] for rank in ranks))
+    word = _free_word(stacks, ordered, identifier)
+    for stack, own in zip(stacks, lists, strict=True):
+        alone = word or _free_word([stack], own, identifier)
+        if alone is None:
+            raise Usage(f"{stack.name} has no free word left for {identifier}")
+        stack.bind(identifier, alone)
+
+
+def _free_word(stacks: Sequence[TextStack], words: Sequence[str], identifier: str) -> str | None:
+    """A word that is one piece in all stacks and bound in none; None if there is none.
+
+    [V02] starts one word after [V01], so that adapters trained apart can be used together.
+    """
+    taken = {word for stack in stacks for word in stack.words.values()}
+    number = re.search(r"\d+", identifier)
+    skip = max(0, int(number[0]) - 1) if number else 0
+    whole = (word for word in words if all(stack.is_piece(word) for stack in stacks))
+    some = list(itertools.islice(whole, skip + len(taken) + 1))
+    start = skip % len(some) if some else 0
+    return next((word for word in [*some[start:], *some[:start]] if word not in taken), None)
+
+
+def read_stacks(base: Base, encoders: dict[str, Any], t5_length: int = 0) -> list[TextStack]:
+    """The stacks of a base: text_encoder_2 goes with tokenizer_2.
+
+    t5_length: tokens of a prompt for T5, which has no limit of its own.
+    """
+    from transformers import CLIPTokenizer, T5TokenizerFast
 
     stacks = []
     for name, encoder in encoders.items():
-        tokenizer = base.tokenizer(name.replace("text_encoder", "tokenizer"), CLIPTokenizer)
+        is_t5 = encoder.config.model_type == "t5"
+        kind = T5TokenizerFast if is_t5 else CLIPTokenizer
+        tokenizer = base.tokenizer(name.replace("text_encoder", "tokenizer"), kind)
         # Released configs say 2, for which transformers pools at the largest id: a new word's.
         for module in encoder.modules():
             if hasattr(module, "eos_token_id"):
                 module.eos_token_id = tokenizer.eos_token_id
-        length = int(encoder.config.max_position_embeddings)
+        length = t5_length if is_t5 else int(encoder.config.max_position_embeddings)
         stacks.append(TextStack(name, tokenizer, encoder, length))
     return stacks
 
@@ -136,27 +178,29 @@ def pooled_arguments(text: dict[str, Tensor], negative: dict[str, Tensor]) -> di
 
 
 class TokenRows(nn.Module):
-    """A token embedding with extra rows that can be trained while the others stay as they are.
+    """A token embedding with rows that can be trained while the others stay as they are.
 
-    ids below the old vocabulary size V read the frozen table (V, dim); V + i reads row i.
+    ids from `first` on read the rows (n, dim), all others the frozen table (V, dim). `first` is the
+    first new token's id, and may lie below V: T5's table is longer than its vocabulary.
     """
 
-    def __init__(self, table: nn.Embedding, rows: Tensor) -> None:
+    def __init__(self, table: nn.Embedding | TokenRows, rows: Tensor, first: int) -> None:
         super().__init__()
         # In this order: pipelines take the first parameter's dtype for the encoder's.
         self.table = table
         self.extra = nn.Embedding.from_pretrained(rows, freeze=False)
-        self.first = int(table.weight.shape[0])
+        self.first = first
 
     @property
     def rows(self) -> nn.Parameter:
-        """The extra rows, (n, dim)."""
+        """The rows that can be trained, (n, dim)."""
         return self.extra.weight
 
     @property
     def weight(self) -> Tensor:
-        """All rows, (V + n, dim)."""
-        return torch.cat([self.table.weight, self.rows.to(self.table.weight.dtype)])
+        """All rows that ids can read, (first + n, dim)."""
+        old = self.table.weight[: self.first]
+        return torch.cat([old, self.rows.to(old.dtype)])
 
     def forward(self, ids: Tensor) -> Tensor:
         old = self.table(ids.clamp(max=self.first - 1))  # (B, L, dim)

@@ -11,6 +11,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -45,6 +48,30 @@ def clip(name: str, width: int, seed: int, projection: bool = False) -> TextStac
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
     encoder = seeded(seed, lambda: kind(config))
     return TextStack(name, words, encoder.eval().requires_grad_(False), LENGTH)
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """A T5 tokenizer that knows printable ASCII characters, alone and at a word's beginning."""
+    letters = [chr(i) for i in range(33, 127)]
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *letters, *(f"\u2581{c}" for c in letters)]
+    vocabulary = [(piece, -1.0 - len(piece)) for piece in pieces]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0)
+
+
+def t5(name: str, width: int, seed: int, length: int) -> TextStack:
+    """A T5 text stack of two layers; its table is longer than its vocabulary, as T5's is."""
+    words = t5_tokenizer()
+    config = T5Config(
+        vocab_size=len(words) + 28,
+        d_model=width,
+        d_kv=width // 2,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    encoder = seeded(seed, lambda: T5EncoderModel(config))
+    return TextStack(name, words, encoder, length)
 
 
 def autoencoder(channels: int, seed: int, shift: float | None = None) -> AutoencoderKL:

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 from dreamtune.bases import Base
 from dreamtune.diffusion import Ddpm
 from dreamtune.families import _tiny, _unet
-from dreamtune.families._text import TextStack, clip_stacks
+from dreamtune.families._text import TextStack, read_stacks
 
 
 class Family:
@@ -50,7 +50,7 @@ class Family:
     def load(cls, base: Base, dtype: torch.dtype, device: torch.device | str) -> Family:
         """From the files of a base; frozen, in `dtype`, the VAE in fp32."""
         parts = _unet.parts(base, cls.parts, dtype, device)
-        (text,) = clip_stacks(base, {"text_encoder": parts["text_encoder"]})
+        (text,) = read_stacks(base, {"text_encoder": parts["text_encoder"]})
         scheduler = _unet.scheduler(base)
         return cls(base.name, parts["unet"], parts["vae"], text, scheduler)
 
@@ -108,6 +108,10 @@ class Family:
             feature_extractor=None,
             requires_safety_checker=False,
         )
+
+    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Latents (B, C, h, w) of what the pipeline gives, which are these."""
+        return latents
 
     def prompt_arguments(
         self, text: dict[str, Tensor], negative: dict[str, Tensor]

@@ -18,7 +18,7 @@ from transformers import CLIPTextModelWithProjection
 from dreamtune.bases import Base
 from dreamtune.diffusion import Flow
 from dreamtune.families import _tiny, _unet
-from dreamtune.families._text import TextStack, clip_stacks, pooled_arguments
+from dreamtune.families._text import TextStack, pooled_arguments, read_stacks
 
 T5_LENGTH = 256  # tokens that the absent T5 leaves as zeros, as the diffusers pipeline does
 
@@ -64,7 +64,7 @@ class Family:
     def load(cls, base: Base, dtype: torch.dtype, device: torch.device | str) -> Family:
         """From the files of a base; frozen, in `dtype`, the VAE in fp32."""
         parts = _unet.parts(base, cls.parts, dtype, device)
-        text = clip_stacks(base, {n: m for n, m in parts.items() if n.startswith("text")})
+        text = read_stacks(base, {n: m for n, m in parts.items() if n.startswith("text")})
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(base.config("scheduler"))
         return cls(base.name, parts["transformer"], parts["vae"], text, scheduler)
 
@@ -143,6 +143,10 @@ class Family:
             transformer=self.denoiser,
             scheduler=self.scheduler,
         )
+
+    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Latents (B, C, h, w) of what the pipeline gives, which are these."""
+        return latents
 
     def prompt_arguments(
         self, text: dict[str, Tensor], negative: dict[str, Tensor]

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from dreamtune.bases import Base
 from dreamtune.diffusion import Ddpm
 from dreamtune.families import _tiny, _unet
-from dreamtune.families._text import TextStack, clip_stacks, pooled_arguments
+from dreamtune.families._text import TextStack, pooled_arguments, read_stacks
 
 
 class Family:
@@ -51,7 +51,7 @@ class Family:
     def load(cls, base: Base, dtype: torch.dtype, device: torch.device | str) -> Family:
         """From the files of a base; frozen, in `dtype`, the VAE in fp32."""
         parts = _unet.parts(base, cls.parts, dtype, device)
-        text = clip_stacks(base, {n: m for n, m in parts.items() if n.startswith("text")})
+        text = read_stacks(base, {n: m for n, m in parts.items() if n.startswith("text")})
         scheduler = _unet.scheduler(base)
         return cls(base.name, parts["unet"], parts["vae"], text, scheduler)
 
@@ -126,6 +126,10 @@ class Family:
             scheduler=self.scheduler,
             add_watermarker=False,
         )
+
+    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Latents (B, C, h, w) of what the pipeline gives, which are these."""
+        return latents
 
     def prompt_arguments(
         self, text: dict[str, Tensor], negative: dict[str, Tensor]

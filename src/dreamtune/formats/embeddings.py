@@ -2,10 +2,13 @@
 
 The neutral form is {component: (n, dim)}: n vectors for each text encoder that learned them.
 
-    for UIs         {"emb_params": (n, dim)}; with two encoders {"clip_l": (n, 768),
-                    "clip_g": (n, 1280)}; the word is the name of the file
-    for diffusers   {"<word>": (n, dim)}; with two encoders clip_l and clip_g again, which
+    for UIs         {"emb_params": (n, dim)}; with several encoders {"clip_l": (n, 768),
+                    "clip_g": (n, 1280), "t5xxl": (n, 4096)}, those of them that there are; the
+                    word is the name of the file
+    for diffusers   {"<word>": (n, dim)}; with several encoders clip_l and so on again, which
                     load_textual_inversion takes one by one
+
+As in kohya's files T5 is the third encoder in every family.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ from dreamtune.errors import Damaged
 if TYPE_CHECKING:
     from torch import Tensor
 
-CLIP = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
 
 
 def dump(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the file for A1111, ComfyUI, InvokeAI and SwarmUI."""
     if vectors.keys() == {"text_encoder"}:
         return {"emb_params": vectors["text_encoder"].contiguous()}
-    return {name: vectors[component].contiguous() for name, component in CLIP.items()}
+    return {name: vectors[part].contiguous() for name, part in ENCODERS.items() if part in vectors}
 
 
 def dump_diffusers(token: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -37,8 +40,8 @@ def dump_diffusers(token: str, vectors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def parse(tensors: Mapping[str, Tensor]) -> tuple[str | None, dict[str, Tensor]]:
     """(the word, where the file says it; the vectors) of either kind of file."""
-    if tensors.keys() == CLIP.keys():
-        return None, {CLIP[name]: _vectors(name, tensor) for name, tensor in tensors.items()}
+    if tensors and tensors.keys() <= ENCODERS.keys():
+        return None, {ENCODERS[name]: _vectors(name, tensor) for name, tensor in tensors.items()}
     if len(tensors) != 1:
         raise Damaged("this is no embedding", why=f"it has the keys {', '.join(sorted(tensors))}")
     key, tensor = next(iter(tensors.items()))

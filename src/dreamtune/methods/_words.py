@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 def bind(family: Family, concepts: Sequence[Concept]) -> None:
     """Let every tokenizer choose a reserved or rare word for each identifier."""
-    for stack in family.text:
-        for concept in concepts:
-            stack.bind(concept.identifier)
+    from dreamtune.families import _text
+
+    for concept in concepts:
+        _text.bind(family.text, concept.identifier)
 
 
 def bind_again(family: Family, concepts: Sequence[Concept]) -> None:

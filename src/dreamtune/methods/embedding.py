@@ -77,7 +77,10 @@ class Method:
         files: Files = {}
         learned: dict[str, Tensor] = {}
         for i, concept in enumerate(concepts):
-            rows = {n: t.rows[i : i + 1].detach().cpu().clone() for n, t in self._tables.items()}
+            rows = {
+                stack.part: self._tables[stack.name].rows[i : i + 1].detach().cpu().clone()
+                for stack in family.text
+            }
             tensors = embeddings.dump(rows)
             body, said = modelspec.body_sha256(tensors), about([concept], facts)
             metadata = modelspec.modelspec(base, "textual-inversion", body, **said)
@@ -94,14 +97,17 @@ class Method:
         from dreamtune.formats import embeddings
 
         stored = [embeddings.parse(files[_file(c, concepts)][0])[1] for c in concepts]
-        names = sorted(stack.name for stack in family.text)
-        if sorted(stored[0]) != names:
+        parts = {stack.name: stack.part for stack in family.text}
+        if stored[0].keys() != set(parts.values()):
             raise Usage(
                 f"{concepts[0].name} has embeddings for {', '.join(sorted(stored[0]))}",
-                why=f"this base has {', '.join(names)}",
+                why=f"this base has {', '.join(parts.values())}",
                 fix="use the base it was trained on",
             )
-        rows = {n: weight * torch.cat([found[n].float() for found in stored]) for n in names}
+        rows = {
+            name: weight * torch.cat([found[part].float() for found in stored])
+            for name, part in parts.items()
+        }
         self._insert(family, concepts, rows)
 
     def _insert(self, family: Family, concepts: Sequence[Concept], rows: dict[str, Tensor]) -> None:
@@ -110,10 +116,9 @@ class Method:
         family.denoiser.requires_grad_(False)
         self._tables = {}
         for stack in family.text:
-            for concept in concepts:
-                stack.add_word(concept.identifier, _word(concept))
+            ids = [stack.add_word(concept.identifier, _word(concept)) for concept in concepts]
             old = stack.encoder.get_input_embeddings()
-            table = TokenRows(old, rows[stack.name].to(old.weight.device))
+            table = TokenRows(old, rows[stack.name].to(old.weight.device), ids[0])
             stack.encoder.set_input_embeddings(table)
             self._tables[stack.name] = table
 

@@ -1,0 +1,185 @@
+"""FLUX.1 dev and schnell (Black Forest Labs, 2024), on diffusers' modules.
+
+T5 gives the text, CLIP one pooled vector. Latents go to the transformer as a row of 2 x 2 patches.
+dev is distilled from guidance: it is told a guidance scale, and takes no negative prompt; schnell
+is distilled to four steps and told none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from torch import Tensor
+from transformers import CLIPTextModel, T5EncoderModel
+
+from dreamtune.bases import Base
+from dreamtune.diffusion import Flow
+from dreamtune.families import _tiny, _unet
+from dreamtune.families._text import TextStack, read_stacks
+
+T5_LENGTHS = {True: 512, False: 256}  # tokens of a prompt: dev's, schnell's
+# What dev is told in training: at 1 the distilled model predicts what plain training teaches.
+GUIDANCE = 1.0
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+_ATTENTION += ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]  # the text stream's
+_MLP = ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"]
+
+
+class Family:
+    """CLIP and T5, a transformer with guidance embedding or without, rectified flow."""
+
+    name = lora_layout = "flux"
+    pipelines: tuple[str, ...] = ("FluxPipeline",)
+    parts: ClassVar = {
+        "transformer": FluxTransformer2DModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": T5EncoderModel,
+    }
+    optional = ()
+    sampler = "Euler"
+    denoiser_name = "transformer"
+
+    def __init__(
+        self,
+        base: str,
+        transformer: Any,
+        vae: Any,
+        text: list[TextStack],
+        scheduler: FlowMatchEulerDiscreteScheduler,
+    ) -> None:
+        self.base, self.denoiser, self.vae, self.text = base, transformer, vae, text
+        self.scheduler = scheduler
+        self.process = Flow.from_scheduler(scheduler)
+        self.guided = bool(transformer.config.guidance_embeds)
+        self.spec = "flux-dev" if self.guided else "flux-schnell"
+        self.resolution = int(vae.config.sample_size)
+        self.multiple = 2 * _unet.spatial_factor(vae)
+        outs = [f"single_transformer_blocks.{i}.proj_out" for i in range(len(self._singles))]
+        self.lora_targets = {"attention": _ATTENTION, "attention+mlp": [*_ATTENTION, *_MLP, *outs]}
+
+    @property
+    def _singles(self) -> Any:
+        return self.denoiser.single_transformer_blocks
+
+    @classmethod
+    def load(cls, base: Base, dtype: torch.dtype, device: torch.device | str) -> Family:
+        """From the files of a base; frozen, in `dtype`, the VAE in fp32."""
+        parts = _unet.parts(base, cls.parts, dtype, device)
+        transformer, vae = parts.pop("transformer"), parts.pop("vae")
+        text = read_stacks(base, parts, T5_LENGTHS[bool(transformer.config.guidance_embeds)])
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(base.config("scheduler"))
+        return cls(base.name, transformer, vae, text, scheduler)
+
+    @classmethod
+    def tiny(cls, guided: bool = True) -> Family:
+        """Random weights, 64 px; dev in small, or schnell."""
+        transformer = _tiny.seeded(
+            1,
+            lambda: FluxTransformer2DModel(
+                in_channels=64,
+                num_layers=1,
+                num_single_layers=2,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=16,
+                pooled_projection_dim=32,
+                guidance_embeds=guided,
+                axes_dims_rope=(4, 6, 6),
+            ),
+        )
+        text = [
+            _tiny.clip("text_encoder", 32, seed=2),
+            _tiny.t5("text_encoder_2", 16, seed=3, length=T5_LENGTHS[guided]),
+        ]
+        vae = _tiny.autoencoder(16, seed=4, shift=0.1)
+        scheduler = FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if guided else 1.0, use_dynamic_shifting=guided
+        )
+        return cls("tiny:flux", transformer, vae, text, scheduler)
+
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior (mean, std) of pixels (B, 3, H, W) in [-1, 1], scaled; each (B, C, h, w)."""
+        return _unet.encode_image(self.vae, pixels)
+
+    def decode_image(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), about [-1, 1], of scaled latents (B, C, h, w)."""
+        return _unet.decode_image(self.vae, latents)
+
+    def encode_text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Token ids by stack, (B, L) each, to {"text": (B, L2, D), "pooled": (B, P)}."""
+        clip, t5 = self.text
+        pooled = clip.encoder(tokens[clip.name]).pooler_output
+        return {"text": t5.encoder(tokens[t5.name])[0], "pooled": pooled}
+
+    def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]:
+        """What `predict` needs; this family takes no account of sizes and crops."""
+        return text
+
+    def predict(self, xt: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The velocity for noisy latents (B, C, h, w) at times (B,) in [0, 1000]."""
+        size = (xt.shape[-2], xt.shape[-1])
+        text = cond["text"].to(xt.dtype)
+        velocity = self.denoiser(
+            hidden_states=pack(xt),
+            timestep=t / 1000,
+            guidance=torch.full_like(t, GUIDANCE) if self.guided else None,
+            pooled_projections=cond["pooled"].to(xt.dtype),
+            encoder_hidden_states=text,
+            txt_ids=text.new_zeros(text.shape[1], 3),
+            img_ids=positions(size, xt.device),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, size)
+
+    def pipeline(self) -> FluxPipeline:
+        """A diffusers pipeline over the same modules."""
+        clip, t5 = self.text
+        return FluxPipeline(
+            vae=self.vae,
+            text_encoder=clip.encoder,
+            text_encoder_2=t5.encoder,
+            tokenizer=clip.tokenizer,
+            tokenizer_2=t5.tokenizer,
+            transformer=self.denoiser,
+            scheduler=self.scheduler,
+        )
+
+    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Latents (B, C, h, w) of what the pipeline gives for pictures of (width, height) px."""
+        factor = _unet.spatial_factor(self.vae)
+        return unpack(latents, (size[1] // factor, size[0] // factor))
+
+    def prompt_arguments(
+        self, text: dict[str, Tensor], negative: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Encoded prompts as the pipeline's keyword arguments; it takes no negative ones."""
+        return {"prompt_embeds": text["text"], "pooled_prompt_embeds": text["pooled"]}
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, h, w) to a row of 2 x 2 patches, (B, h/2 * w/2, 4 C)."""
+    b, c, h, w = latents.shape
+    patches = latents.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(b, (h // 2) * (w // 2), 4 * c)
+
+
+def unpack(row: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undoes `pack` for latents of `size` (h, w)."""
+    (b, _, c), (h, w) = row.shape, size
+    patches = row.reshape(b, h // 2, w // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(b, c // 4, h, w)
+
+
+def positions(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Nothing, row and column of each patch, (h/2 * w/2, 3), in fp32: bf16 counts to 256 only."""
+    rows, columns = (torch.arange(n // 2, device=device, dtype=torch.float32) for n in size)
+    grid = torch.cartesian_prod(rows, columns)
+    return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1)
