@@ -490,7 +490,10 @@ def test_a_long_job_that_fails_goes_on_where_it_was(store: Store) -> None:
         fsops.write_bytes(draft.path / "checkpoints" / "000100", b"state")
         raise RuntimeError
     with store.draft("adapter", "rex", "0" * 64, {}, [], keep=True) as draft:
-        assert not draft.resumed and not list(draft.path.iterdir())
+        assert not draft.resumed
+        assert [p.name for p in draft.path.rglob("*")] == ["checkpoints", "asked.json"]
+        asked = json.loads((draft.path / "checkpoints" / "asked.json").read_text())
+        assert asked["key"] == "0" * 64 and asked["threads"] == artifacts.thread_count()
     with store.draft("adapter", "rex", key, {}, [], keep=True) as draft:
         assert draft.resumed
         assert (draft.path / "checkpoints" / "000100").read_bytes() == b"state"
@@ -585,7 +588,8 @@ def test_a_second_process_is_told_who_writes_and_a_kill_leaves_no_litter(
     make(store, name="third")
     left = {p for p in tree(store) if p.startswith("prep/rex/")}
     work = f"prep/rex/.work-{'k' * 16}"
-    assert left == ({work, f"{work}/f"} if keep == "keep" else set())
+    kept = {work, f"{work}/f", f"{work}/checkpoints", f"{work}/checkpoints/asked.json"}
+    assert left == (kept if keep == "keep" else set())
     assert make(store).verify(deep=True) == []
 
 

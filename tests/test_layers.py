@@ -18,7 +18,8 @@ import dreamtune
 
 ROOT = Path(dreamtune.__file__).parent
 LAYERS = [
-    {"", "errors", "plugins", "console", "settings", "recipe", "flags", "fsops", "artifacts"},
+    {"", "errors", "plugins", "console", "settings", "recipe", "flags", "fsops", "artifacts"}
+    | {"floors"},
     {"data", "formats", "diffusion", "losses", "draws", "checkpoints", "assets"}
     | {"optimizers", "schedules", "ema", "weightings", "perceptual"},
     {"bases"},

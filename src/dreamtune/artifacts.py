@@ -1,11 +1,13 @@
 """The store: what each stage leaves behind, and how the next one finds it.
 
-    STORE/journal.jsonl               what the store returned, in order; "newest" is its last line
+    STORE/journal.jsonl               what the store returned, in order; "newest" is its last line;
+                                      also what was removed, and tags: a word for one version
     STORE/<kind>/<name>/v003/         one finished artifact, never changed again
         manifest.json                 written last; without a valid one a folder does not count
         run.json, log.jsonl           times, host, metrics: verified, but outside the id
         …                             the payload
-    STORE/<kind>/<name>/.work-<key>/  a long job under way; it survives a crash
+    STORE/<kind>/<name>/.work-<key>/  a long job under way; it survives a crash, and
+        checkpoints/asked.json        says what it is for
     STORE/<kind>/<name>/.<name>.tmp-<pid>/  a short job under way; swept when its process is gone
 
 key: hash of everything that goes in, known before the work. id: hash of the payload, known after.
@@ -30,9 +32,11 @@ from .errors import Damaged, Locked, NotFound, Resources, Unsafe, Usage, suggest
 
 SCHEMA = 1
 Problems = list[str]
+Place = tuple[str, str, str]  # kind, name, version
 Entry = dict[str, Any]  # size, sha256
+PLACE = ("kind", "name", "version")
 FIELDS = ("kind", "name", "version", "key", "id", "recipe", "parents", "files", "run")
-MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
+MANIFEST, CHECKPOINTS, ASKED = "manifest.json", "checkpoints", "asked.json"
 RUN_FILES = ("run.json", "log.jsonl")
 LIBRARIES = (
     "accelerate", "diffusers", "dreamtune", "numpy", "peft", "pillow", "torch", "transformers",
@@ -85,6 +89,11 @@ class Artifact:
     def label(self) -> str:
         """How people refer to it: "rex@v003"."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def place(self) -> Place:
+        """Where it is in its store."""
+        return self.kind, self.name, self.version
 
     def read_json(self, file: str) -> Any:
         """A JSON file of the artifact; Damaged when it is missing or unreadable."""
@@ -154,7 +163,7 @@ class Draft:
         )
         fsops.write_bytes(self.path / MANIFEST, artifact.manifest_bytes())
         fsops.rename(self.path, artifact.path)
-        self.store._record("made", artifact)
+        self.store._record("made", artifact.place, artifact.id)
         fsops.discard(artifact.path / CHECKPOINTS)
         return Artifact.load(artifact.path)
 
@@ -184,8 +193,7 @@ class Store:
             "stage": stage_version,
             "recipe": recipe,
             "parents": [*parents],
-            "libraries": library_versions(),
-            "threads": thread_count(),
+            **surroundings(),
         }
         return _hash(facts)
 
@@ -202,7 +210,7 @@ class Store:
     def reuse(self, artifact: Artifact) -> Artifact:
         """Return an old artifact as the result of a run: it becomes the newest."""
         try:
-            self._record("reused", artifact)
+            self._record("reused", artifact.place, artifact.id)
         except Resources as e:
             console.warn(f"the reuse is not recorded: {e}")
         return artifact
@@ -214,7 +222,7 @@ class Store:
         return next((a for a in reversed(self._in_order()) if a.kind == kind and fits(a)), None)
 
     def resolve(self, ref: str, kind: str | None = None) -> Artifact:
-        """The artifact that `ref` means: path, name, name@v003, kind/name or the start of an id."""
+        """What `ref` means: a path, name, name@v003, kind/name, tag or the start of an id."""
         if (Path(ref) / MANIFEST).is_file():
             return _of_kind(Artifact.load(Path(ref)), kind)
         name, _, version = ref.partition("@")
@@ -225,7 +233,10 @@ class Store:
             if name in (a.name, f"{a.kind}/{a.name}")
             and (not version or _number(version) == _number(a.version))
         ]
-        hits = named or [a for a in candidates if len(ref) >= 4 and a.id.startswith(ref)]
+        place = self.tags().get(ref)
+        tagged = [a for a in candidates if a.place == place]
+        started = [a for a in candidates if len(ref) >= 4 and a.id.startswith(ref)]
+        hits = named or tagged or started
         if not hits:
             raise self._not_found(ref, kind)
         meant = {a.kind if named else a.id for a in hits}
@@ -292,11 +303,59 @@ class Store:
             work = home / (f".work-{key[:16]}" if keep else f".{name}.tmp-{os.getpid()}")
             resumed = work.is_dir()
             fsops.make_folder(work)
+            if keep and not (work / CHECKPOINTS / ASKED).is_file():
+                asked = {"key": key, "recipe": recipe, "parents": [*parents], **surroundings()}
+                fsops.write_json(fsops.make_folder(work / CHECKPOINTS) / ASKED, asked)
             try:
                 yield Draft(self, work, resumed, kind, name, key, recipe, [*parents])
             finally:
                 if not keep:
                     fsops.discard(work)
+
+    def drafts(self) -> Sequence[Path]:
+        """Folders of long jobs that are under way or were interrupted."""
+        return sorted(p for p in self.path.glob("*/*/.work-*") if p.is_dir())
+
+    # Naming and removing.
+
+    def tags(self) -> dict[str, Place]:
+        """Which version each tag means."""
+        found: dict[str, Place] = {}
+        for entry in self._entries():
+            word = entry.get("tag")
+            if word and entry["event"] == "tag":
+                found[word] = _place(entry)
+            elif word:
+                found.pop(word, None)
+        return found
+
+    def tag(self, artifact: Artifact, word: str) -> None:
+        """Let a word mean this version, and no other one from now on."""
+        if any(word == a.name for a in self.list()):
+            raise Usage(f"{word!r} is the name of an artifact", fix="choose another tag")
+        self._record("tag", artifact.place, artifact.id, tag=check_name(word))
+
+    def untag(self, word: str) -> None:
+        """Let a tag mean nothing again."""
+        tags = self.tags()
+        if word not in tags:
+            raise NotFound(f"no tag {word!r} in {self.path}", fix=suggest(word, tags))
+        self._record("untag", tags[word], "", tag=word)
+
+    def remove(self, folder: Path) -> None:
+        """Delete a version's folder, whatever its state; its label is not used again.
+
+        The journal learns of it last: on a full disk there is no room for a line before.
+        """
+        kind, name, version = folder.parts[-3:]
+        home = self.path / kind / name
+        if home / version not in self._folders():
+            raise NotFound(f"no version in {folder}")
+        with fsops.lock(home / ".lock", f"{kind} {name!r}"):
+            trash = home / f".{version}.tmp-{os.getpid()}"
+            fsops.rename(home / version, trash)
+            fsops.remove_tree(trash)
+            self._record("removed", (kind, name, version), "")
 
     # Inside.
 
@@ -311,43 +370,41 @@ class Store:
 
     def _entries(self) -> Sequence[dict[str, Any]]:
         """The journal's readable lines, in order; a line torn by a crash is passed over."""
+        return [entry for entry in map(_parse_entry, self._lines()) if entry]
+
+    def _lines(self) -> Sequence[bytes]:
         try:
-            lines = self._journal.read_bytes().splitlines()
+            return self._journal.read_bytes().splitlines()
         except FileNotFoundError:
             return []
-        entries = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                entries += [entry] if isinstance(entry, dict) and "seq" in entry else []
-        return entries
 
-    def _record(self, event: str, artifact: Artifact) -> None:
-        """Append to the journal that `artifact` was returned."""
+    def unreadable_lines(self) -> int:
+        """How many lines of the journal were torn or harmed."""
+        return len([line for line in self._lines() if line.strip() and not _parse_entry(line)])
+
+    def _record(self, event: str, place: Place, id: str, **more: str) -> None:
+        """Append to the journal what became of an artifact."""
         fsops.make_folder(self.path)
         with fsops.lock(self.path / ".lock", "the journal", wait=True):
             entries = self._entries()
-            entry = {
-                "seq": entries[-1]["seq"] + 1 if entries else 1,
-                "event": event,
-                "kind": artifact.kind,
-                "name": artifact.name,
-                "version": artifact.version,
-                "id": artifact.id,
-                "time": round(time.time(), 3),
-            }
-            fsops.append_line(self._journal, json.dumps(entry))
+            seq = entries[-1]["seq"] + 1 if entries else 1
+            entry = {"seq": seq, "event": event, **dict(zip(PLACE, place, strict=True)), "id": id}
+            fsops.append_line(
+                self._journal, json.dumps({**entry, **more, "time": round(time.time(), 3)})
+            )
 
     def _in_order(self) -> Sequence[Artifact]:
         """Artifacts as last returned, newest at the end; those not in the journal come first."""
-        last = {(e["kind"], e["name"], e["version"]): e["seq"] for e in self._entries()}
-        return sorted(self.list(), key=lambda a: last.get((a.kind, a.name, a.version), 0))
+        returned = [_place(e) for e in self._entries() if e["event"] in ("made", "reused")]
+        last = {place: at for at, place in enumerate(returned)}
+        return sorted(self.list(), key=lambda a: last.get(a.place, -1))
 
     def _next_version(self, kind: str, name: str) -> str:
         """One more than any version that is or was there: a label never means two things."""
         used = [_number(p.name) for p in (self.path / kind / name).iterdir()]
-        journal = (e for e in self._entries() if (e["kind"], e["name"]) == (kind, name))
-        return f"v{max([0, *used, *(_number(e['version']) for e in journal)]) + 1:03d}"
+        past = [_place(e) for e in self._entries()]
+        used += [_number(version) for *home, version in past if home == [kind, name]]
+        return f"v{max([0, *used]) + 1:03d}"
 
     def _sweep(self) -> None:
         """Remove what dead processes left: whoever would still write there holds its lock."""
@@ -446,7 +503,15 @@ def library_versions() -> dict[str, str]:
 def thread_count() -> int:
     """Threads that sums are split over: OMP_NUM_THREADS, else the CPUs this process may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(asked) if asked.isdecimal() else len(os.sched_getaffinity(0))
+    if asked.isdecimal():
+        return int(asked)
+    mine = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(mine(0)) if mine else os.cpu_count() or 1
+
+
+def surroundings() -> dict[str, Any]:
+    """What else than recipe and parents decides the bytes of an artifact."""
+    return {"libraries": library_versions(), "threads": thread_count()}
 
 
 # Files of an artifact.
@@ -467,6 +532,20 @@ def _walk(folder: Path) -> Iterator[Path]:
         for name in [*files, *links]:
             if not (top and name == MANIFEST):
                 yield Path(root, name)
+
+
+def _parse_entry(line: bytes) -> dict[str, Any] | None:
+    """A line of the journal; None for one that was not written so."""
+    try:
+        entry = json.loads(line)
+        texts = [entry[field] for field in ("event", *PLACE, "id")]
+        return entry if all(isinstance(t, str) for t in texts) and entry["seq"] >= 0 else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _place(entry: Entry) -> Place:
+    return entry["kind"], entry["name"], entry["version"]
 
 
 def _relative(path: Path, folder: Path) -> str:

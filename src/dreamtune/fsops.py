@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,22 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         os.close(fd)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds this lock; looking changes nothing."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        with _supported("lock files"):
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
 def adopt(src: Path, dst: Path) -> None:
     """Take the files of scratch folder `src` into `dst`, synced and with the usual mode."""
     make_folder(dst)
@@ -179,6 +195,12 @@ def discard(path: Path) -> None:
         console.warn(f"{e.what}, which can go ({e.why})")
 
 
+def touch(path: Path) -> None:
+    """Note that a file was used, where that can be noted."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as f:
@@ -192,6 +214,29 @@ def sync_folder(path: Path) -> None:
         _sync(fd)
     finally:
         os.close(fd)
+
+
+def lacks(folder: Path) -> list[str]:
+    """What the file system of a folder cannot do, tried on a file that does not stay."""
+    temp = folder / f".probe.tmp-{os.getpid()}"
+    with guard(folder):
+        file = os.open(temp, os.O_RDWR | os.O_CREAT, 0o666)
+    home = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    tries: dict[str, Callable[[], object]] = {
+        "sync files": lambda: os.fsync(file),
+        "sync folders": lambda: os.fsync(home),
+        "lock files": lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+    }
+    missing = []
+    for what, attempt in tries.items():
+        try:
+            attempt()
+        except OSError:
+            missing.append(what)
+    os.close(home)
+    os.close(file)
+    remove(temp)
+    return missing
 
 
 # Safetensors: 8 bytes of header length, header as JSON padded with spaces to 8 bytes, tensor bytes.

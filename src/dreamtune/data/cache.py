@@ -61,7 +61,9 @@ class Cache:
         text = json.dumps([VERSION, self.arithmetic, facts], sort_keys=True)
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
         with contextlib.suppress(OSError, ValueError):
-            return _load(path.read_bytes())
+            tensors = _load(path.read_bytes())
+            fsops.touch(path)  # gc removes what was not used for long
+            return tensors
         tensors = make()
         body = fsops.dump_safetensors(tensors)
         fsops.make_folder(self.folder)
