@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dreamtune import bases, plugins
+from dreamtune import bases, floors, plugins
 from dreamtune.bases import Base, Tiny
 from dreamtune.errors import Usage
 
@@ -61,6 +61,7 @@ class Family(Protocol):
 
 def load(base: Base | Tiny | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Family:
     """A base, or what bases.find makes of a name, on a device: frozen, in `dtype`, VAE in fp32."""
+    floors.require()
     base = bases.find(base) if isinstance(base, str) else base
     kind = of(base)
     if isinstance(base, Tiny):

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import console, fsops, recipe
+from .. import console, floors, fsops, recipe
 from ..artifacts import CHECKPOINTS, Artifact, Store, slug
 from ..data import album, captioner, captions, encoder, focus, intake, judge, zeroshot
 from ..data.captions import Concept
@@ -81,6 +81,7 @@ def run(
     dry_run: look at everything, write nothing into the store, and return no artifact. NotFound
     without a folder, Usage when no photo is in it or none is left.
     """
+    floors.require()
     taken = intake.take(source, options.identifier, options.caption_ext, options.follow_symlinks)
     check(options, taken)
     settled = {**recipe.to_dict(options), "class_word": options.class_word or taken.class_word()}
