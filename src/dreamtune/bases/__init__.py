@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from dreamtune.bases import catalogue, names
 from dreamtune.bases.folder import Folder
+from dreamtune.bases.single import Single
 from dreamtune.errors import Damaged, NotFound, UserError, suggest
 
 BUNDLED = ("mini",)
@@ -104,7 +105,11 @@ def remember(base: Base | Tiny) -> None:
 
 def at(path: Path, name: str = "") -> Base:
     """The base in a folder or file, checked."""
-    base = Folder(name or path.resolve().name, path)
+    real = path.resolve()
+    if path.is_dir():
+        base: Base = Folder(name or real.name, path)
+    else:
+        base = Single(name or real.stem, path)
     base.check()
     return base
 

@@ -38,6 +38,10 @@ class Stored:
     shape: tuple[int, ...]
     transposed: bool = False  # the module wants its transpose
 
+    def turned(self) -> Stored:
+        """Read as its transpose."""
+        return dataclasses.replace(self, transposed=True)
+
     def reshaped(self, *shape: int) -> Stored:
         """The same bytes under another shape."""
         return dataclasses.replace(self, shape=shape)
