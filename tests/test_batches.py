@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamtune.data.batches import Order, Table, make_batch
+from dreamtune.data.batches import Chance, Order, Table, make_batch
 
 buckets = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
@@ -77,3 +79,30 @@ def test_the_seed_changes_order_and_noise() -> None:
     rows = table(9)
     noises = [make_batch(rows, first, seed, {"subject": 1.0})["noise"] for seed in (0, 1)]
     assert not torch.equal(*noises)
+
+
+def test_captions_are_left_out_by_ordinal_whatever_the_batch() -> None:
+    rows, order = table(4), order_of([4], 8)
+    rows = dataclasses.replace(rows, texts=[*rows.texts, {"text": torch.full((1, 5, 8), -1.0)}])
+    rows = dataclasses.replace(rows, empty=len(rows.texts) - 1)
+    chance, plain = Chance(caption_dropout=0.3), Chance()
+    picks = [pick for step in range(100) for pick in order.picks(step)]
+    together = make_batch(rows, picks, 0, {"subject": 1.0}, chance)
+    full = make_batch(rows, picks, 0, {"subject": 1.0}, plain)
+    left_out = (together["text"]["text"] == -1).flatten(1).all(1)
+    assert 0.25 < left_out.float().mean() < 0.35  # of 800
+    assert torch.equal(together["text"]["text"][~left_out], full["text"]["text"][~left_out])
+    assert all(torch.equal(together[n], full[n]) for n in ("noise", "u", "posterior_noise"))
+    apart = [make_batch(rows, [pick], 0, {"subject": 1.0}, chance) for pick in picks[:40]]
+    alone = torch.cat([batch["text"]["text"] for batch in apart])
+    assert torch.equal(alone, together["text"]["text"][:40])
+
+
+def test_a_noise_offset_is_even_over_each_channel() -> None:
+    rows, order = table(4), order_of([4], 400)
+    shares = {"subject": 1.0}
+    plain = make_batch(rows, order.picks(0), 0, shares)["noise"]
+    moved = make_batch(rows, order.picks(0), 0, shares, Chance(noise_offset=0.1))["noise"]
+    offset = moved - plain
+    assert torch.allclose(offset, offset[..., :1, :1].expand_as(offset), atol=1e-6)
+    assert offset[..., 0, 0].std() == pytest.approx(0.1, rel=0.1)

@@ -248,6 +248,12 @@ class Train:
     jitter: float = option(
         0.2, low=0, below=1, help="Strength of brightness, contrast and saturation changes."
     )
+    caption_dropout: float = option(
+        0.0, low=0, below=1, help="Share of pictures that are shown without their caption."
+    )
+    noise_offset: float = option(
+        0.0, low=0, high=1, flag=None, help="Noise that is even over the picture; 0.1 is usual."
+    )
     seed: int = option(0, low=0, high=2**63 - 1, help="Where every random number comes from.")
     precision: str = option(
         "auto",

@@ -104,6 +104,7 @@ class Table:
     texts:    by caption, either states or token ids, each (1, ...); `text_name` says which
     captions: by role and sample, the caption
     weights:  by sample
+    empty:    the caption that says nothing, where it is needed
     """
 
     images: Sequence[dict[str, Tensor]]
@@ -111,6 +112,7 @@ class Table:
     text_name: str  # "text" or "tokens"
     captions: Mapping[str, Sequence[int]]
     weights: Sequence[float]
+    empty: int | None = None
 
     def to(self, device: torch.device) -> Table:
         """A personal set is small: it lives on the device and batches are cut out there."""
@@ -122,8 +124,26 @@ class Table:
         return replace(self, images=images, texts=texts)
 
 
+@dataclass(frozen=True)
+class Chance:
+    """What is drawn beside noise and time.
+
+    caption_dropout: share of rows whose caption is left out, for guidance without a condition
+        (Ho & Salimans, arXiv:2207.12598, section 3.2)
+    noise_offset: standard deviation of noise that is the same all over a channel, by which a model
+        learns to make whole pictures darker or brighter
+    """
+
+    caption_dropout: float = 0.0
+    noise_offset: float = 0.0
+
+
 def make_batch(
-    table: Table, picks: Sequence[Pick], seed: int, shares: Mapping[str, float]
+    table: Table,
+    picks: Sequence[Pick],
+    seed: int,
+    shares: Mapping[str, float],
+    chance: Chance = Chance(),
 ) -> Batch:
     """The tensors of some picks, (B, ...) each, on the table's device.
 
@@ -136,9 +156,10 @@ def make_batch(
     }
     latent = batch["mean"]
     batch |= {
-        k: v.to(latent.device, non_blocking=True) for k, v in _draws(picks, latent.shape, seed)
+        k: v.to(latent.device, non_blocking=True)
+        for k, v in _draws(picks, latent.shape, seed, chance.noise_offset)
     }
-    texts = [table.texts[table.captions[p.role][p.sample]] for p in picks]
+    texts = [table.texts[_caption(table, p, seed, chance.caption_dropout)] for p in picks]
     batch[table.text_name] = {name: torch.cat([t[name] for t in texts]) for name in texts[0]}
     weights = torch.tensor([table.weights[p.sample] * shares[p.role] for p in picks])
     batch["weight"] = weights.to(latent.device, non_blocking=True)
@@ -146,12 +167,27 @@ def make_batch(
     return batch
 
 
-def _draws(picks: Sequence[Pick], shape: torch.Size, seed: int) -> list[tuple[str, Tensor]]:
+def _caption(table: Table, pick: Pick, seed: int, dropout: float) -> int:
+    """Which caption a row has: its own, or the empty one."""
+    if dropout and table.empty is not None:
+        source = generator(seed, "caption", pick.role, pick.ordinal)
+        if float(torch.rand((), generator=source)) < dropout:
+            return table.empty
+    return table.captions[pick.role][pick.sample]
+
+
+def _draws(
+    picks: Sequence[Pick], shape: torch.Size, seed: int, offset: float
+) -> list[tuple[str, Tensor]]:
     """Posterior noise, noise (B, C, h, w) and u (B,), each row keyed by its role and ordinal."""
     rows = []
     for pick in picks:
         source = generator(seed, pick.role, pick.ordinal)
-        both = torch.randn(2, *shape[1:], generator=source)
-        rows.append((both[0], both[1], torch.rand((), generator=source)))
+        posterior, noise = torch.randn(2, *shape[1:], generator=source)
+        u = torch.rand((), generator=source)
+        if offset:
+            source = generator(seed, "offset", pick.role, pick.ordinal)
+            noise = noise + offset * torch.randn(shape[1], 1, 1, generator=source)
+        rows.append((posterior, noise, u))
     columns = zip(*rows, strict=True)
     return list(zip(("posterior_noise", "noise", "u"), map(torch.stack, columns), strict=True))

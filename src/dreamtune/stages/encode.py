@@ -95,13 +95,16 @@ class Encoder:
                 bar.advance()
         said = [sample.caption for sample in samples]
         plain = [caption for _, _, caption in lesson.subjects]
-        captions = {caption: i for i, caption in enumerate(dict.fromkeys([*said, *plain]))}
+        empty = [""] if self.train.caption_dropout else []
+        different = dict.fromkeys([*said, *plain, *empty])
+        captions = {caption: i for i, caption in enumerate(different)}
         rows = [captions[caption] for caption in said]
         by_role = {SUBJECT: rows, CLASS: rows, TEACHER: [captions[caption] for caption in plain]}
         texts = self._encode_text([*captions], cache)
         name = "tokens" if self.live_text else "text"
         weights = [sample.weight for sample in samples]
-        return Table(images, texts, name, by_role, weights).to(self.device)
+        table = Table(images, texts, name, by_role, weights, captions.get(""))
+        return table.to(self.device)
 
     def _arithmetic(self) -> dict[str, Any]:
         """What the last bits of an encoding depend on, apart from its inputs."""

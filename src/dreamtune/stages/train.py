@@ -313,7 +313,7 @@ class Training:
 
     def _batches(self, step: int) -> list[dict[str, Any]]:
         """This process's micro-batches of one update."""
-        from dreamtune.data.batches import CLASS, SUBJECT, TEACHER, make_batch
+        from dreamtune.data.batches import CLASS, SUBJECT, TEACHER, Chance, make_batch
 
         table, prior, train = self.encoded.table, self.encoded.prior, self.train
         picks = self.encoded.order.picks(step)
@@ -327,7 +327,8 @@ class Training:
         size, rank = self.train.batch, self.accelerator.process_index
         starts = range(rank * size, len(picks), size * self.accelerator.num_processes)
         some = [picks[a : a + size] + kept[a : a + size] for a in starts]
-        return [make_batch(table, rows, train.seed, shares) for rows in some]
+        chance = Chance(train.caption_dropout, train.noise_offset)
+        return [make_batch(table, rows, train.seed, shares, chance) for rows in some]
 
     def _rehearse(self) -> None:
         """Try a step, and say what the run will take; Resources when it cannot fit."""
