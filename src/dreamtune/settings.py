@@ -205,7 +205,7 @@ class Train:
     ema_device: str = option(
         "same",
         choices=("same", "cpu"),
-        flag=None,
+        rare=True,
         help="Where the average is kept; the CPU saves GPU memory and costs time.",
     )
     loss: str = option("l2", choices=("l2", "huber"), help="How errors are measured.")
@@ -252,7 +252,7 @@ class Train:
         0.0, low=0, below=1, help="Share of pictures that are shown without their caption."
     )
     noise_offset: float = option(
-        0.0, low=0, high=1, flag=None, help="Noise that is even over the picture; 0.1 is usual."
+        0.0, low=0, high=1, rare=True, help="Noise that is even over the picture; 0.1 is usual."
     )
     seed: int = option(0, low=0, high=2**63 - 1, help="Where every random number comes from.")
     precision: str = option(
