@@ -6,6 +6,7 @@ which pipeline classes are its own, and of which classes its parts are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamtune import bases, floors, plugins
@@ -31,6 +32,8 @@ class Family(Protocol):
     spec: str  # what metadata of adapters calls it, a key of formats.modelspec.BASES
     sampler: str  # A1111's name of what `scheduler` does
     lora_layout: str  # a key of formats.kohya.LAYOUTS
+    reads_chunks: bool  # whether a prompt may be longer than its encoder takes at once
+    distilled: bool  # from guidance: it may be told the scale, and takes no negative prompt
     denoiser_name: str  # "unet" or "transformer", its folder in the diffusers layout
     denoiser: Any
     vae: Any
@@ -49,14 +52,17 @@ class Family(Protocol):
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]: ...
     def decode_image(self, latents: Tensor) -> Tensor: ...
-    def encode_text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]: ...
+    def encode_text(
+        self, tokens: dict[str, Tensor], weights: Mapping[str, Tensor] = ...
+    ) -> dict[str, Tensor]:
+        """weights: emphasis of the tokens by stack, (1, L) for B = 1 (`_text.emphasised`)."""
+
     def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]: ...
     def predict(self, xt: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor: ...
+    def times(self, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+        """Arguments of `set_timesteps` that the pipeline gives for size (w, h): mu, sigmas."""
+
     def pipeline(self) -> Any: ...
-    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor: ...
-    def prompt_arguments(
-        self, text: dict[str, Tensor], negative: dict[str, Tensor]
-    ) -> dict[str, Tensor]: ...
 
 
 def load(base: Base | Tiny | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Family:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from dreamtune.bases import Base
 from dreamtune.errors import Usage
 from dreamtune.settings import IDENTIFIER
 
+NO_WEIGHTS: Mapping[str, Tensor] = {}
 _RESERVED = re.compile(r"<id\d+>")
 _CLIP = re.compile(r"([a-z]{1,4})</w>")
 # Four letters are mostly a whole word of some language to T5. The paper too took three at most.
@@ -167,14 +168,15 @@ def read_stacks(base: Base, encoders: dict[str, Any], t5_length: int = 0) -> lis
     return stacks
 
 
-def pooled_arguments(text: dict[str, Tensor], negative: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Encoded prompts as keyword arguments of pipelines that also take pooled ones."""
-    return {
-        "prompt_embeds": text["text"],
-        "pooled_prompt_embeds": text["pooled"],
-        "negative_prompt_embeds": negative["text"],
-        "negative_pooled_prompt_embeds": negative["pooled"],
-    }
+def emphasised(states: Tensor, weights: Tensor | None) -> Tensor:
+    """States (1, L, D) times their tokens' weights (1, L), the mean restored.
+
+    "Original" in modules/sd_emphasis.py of AUTOMATIC1111/stable-diffusion-webui.
+    """
+    if weights is None:
+        return states
+    louder = states * weights[..., None].to(states.dtype)
+    return louder * (states.mean() / louder.mean())
 
 
 class TokenRows(nn.Module):

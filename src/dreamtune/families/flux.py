@@ -7,8 +7,10 @@ is distilled to four steps and told none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -21,8 +23,8 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from dreamtune.bases import Base
 from dreamtune.diffusion import Flow
-from dreamtune.families import _tiny, _unet
-from dreamtune.families._text import TextStack, read_stacks
+from dreamtune.families import _flow, _tiny, _unet
+from dreamtune.families._text import NO_WEIGHTS, TextStack, emphasised, read_stacks
 
 T5_LENGTHS = {True: 512, False: 256}  # tokens of a prompt: dev's, schnell's
 # What dev is told in training: at 1 the distilled model predicts what plain training teaches.
@@ -46,6 +48,8 @@ class Family:
     optional = ()
     sampler = "Euler"
     denoiser_name = "transformer"
+    reads_chunks = False
+    distilled = True
 
     def __init__(
         self,
@@ -113,24 +117,31 @@ class Family:
         """Pixels (B, 3, H, W), about [-1, 1], of scaled latents (B, C, h, w)."""
         return _unet.decode_image(self.vae, latents)
 
-    def encode_text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encode_text(
+        self, tokens: dict[str, Tensor], weights: Mapping[str, Tensor] = NO_WEIGHTS
+    ) -> dict[str, Tensor]:
         """Token ids by stack, (B, L) each, to {"text": (B, L2, D), "pooled": (B, P)}."""
         clip, t5 = self.text
         pooled = clip.encoder(tokens[clip.name]).pooler_output
-        return {"text": t5.encoder(tokens[t5.name])[0], "pooled": pooled}
+        text = t5.encoder(tokens[t5.name])[0]
+        return {"text": emphasised(text, weights.get(t5.name)), "pooled": pooled}
 
     def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]:
         """What `predict` needs; this family takes no account of sizes and crops."""
         return text
 
     def predict(self, xt: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """The velocity for noisy latents (B, C, h, w) at times (B,) in [0, 1000]."""
+        """The velocity for noisy latents (B, C, h, w) at times (B,) in [0, 1000].
+
+        cond may have "guidance" (B,), the scale that dev is told.
+        """
+        guidance = cond.get("guidance", torch.full_like(t, GUIDANCE))
         size = (xt.shape[-2], xt.shape[-1])
         text = cond["text"].to(xt.dtype)
         velocity = self.denoiser(
             hidden_states=pack(xt),
             timestep=t / 1000,
-            guidance=torch.full_like(t, GUIDANCE) if self.guided else None,
+            guidance=guidance if self.guided else None,
             pooled_projections=cond["pooled"].to(xt.dtype),
             encoder_hidden_states=text,
             txt_ids=text.new_zeros(text.shape[1], 3),
@@ -138,6 +149,11 @@ class Family:
             return_dict=False,
         )[0]
         return unpack(velocity, size)
+
+    def times(self, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+        """What the pipeline tells a scheduler beside the number of steps, for size (w, h) px."""
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        return {"sigmas": sigmas, **_flow.shift_by_size(self.scheduler, size, self.multiple)}
 
     def pipeline(self) -> FluxPipeline:
         """A diffusers pipeline over the same modules."""
@@ -151,17 +167,6 @@ class Family:
             transformer=self.denoiser,
             scheduler=self.scheduler,
         )
-
-    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Latents (B, C, h, w) of what the pipeline gives for pictures of (width, height) px."""
-        factor = _unet.spatial_factor(self.vae)
-        return unpack(latents, (size[1] // factor, size[0] // factor))
-
-    def prompt_arguments(
-        self, text: dict[str, Tensor], negative: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Encoded prompts as the pipeline's keyword arguments; it takes no negative ones."""
-        return {"prompt_embeds": text["text"], "pooled_prompt_embeds": text["pooled"]}
 
 
 def pack(latents: Tensor) -> Tensor:

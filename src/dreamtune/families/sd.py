@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from transformers import CLIPTextModel
 from dreamtune.bases import Base
 from dreamtune.diffusion import Ddpm
 from dreamtune.families import _tiny, _unet
-from dreamtune.families._text import TextStack, read_stacks
+from dreamtune.families._text import NO_WEIGHTS, TextStack, emphasised, read_stacks
 
 
 class Family:
@@ -33,6 +34,8 @@ class Family:
     optional = ()
     sampler = "DDIM"
     denoiser_name = "unet"
+    reads_chunks = True
+    distilled = False
     lora_targets = _unet.LORA_TARGETS
 
     def __init__(
@@ -81,10 +84,13 @@ class Family:
         """Pixels (B, 3, H, W), about [-1, 1], of scaled latents (B, C, h, w)."""
         return _unet.decode_image(self.vae, latents)
 
-    def encode_text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encode_text(
+        self, tokens: dict[str, Tensor], weights: Mapping[str, Tensor] = NO_WEIGHTS
+    ) -> dict[str, Tensor]:
         """Token ids {"text_encoder": (B, L)} to the last hidden state, {"text": (B, L, D)}."""
-        encoder = self.text[0].encoder
-        return {"text": encoder(tokens["text_encoder"])[0]}
+        stack = self.text[0]
+        states = stack.encoder(tokens[stack.name])[0]
+        return {"text": emphasised(states, weights.get(stack.name))}
 
     def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]:
         """What `predict` needs; this family takes no account of sizes and crops."""
@@ -94,6 +100,10 @@ class Family:
         """The UNet's output for noisy latents (B, C, h, w) at integer times (B,)."""
         hidden = cond["text"].to(xt.dtype)
         return self.denoiser(xt, t, encoder_hidden_states=hidden, return_dict=False)[0]
+
+    def times(self, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+        """What the pipeline tells a scheduler beside the number of steps: nothing."""
+        return {}
 
     def pipeline(self) -> StableDiffusionPipeline:
         """A diffusers pipeline over the same modules."""
@@ -108,16 +118,6 @@ class Family:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-
-    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Latents (B, C, h, w) of what the pipeline gives, which are these."""
-        return latents
-
-    def prompt_arguments(
-        self, text: dict[str, Tensor], negative: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Encoded prompts as the pipeline's keyword arguments."""
-        return {"prompt_embeds": text["text"], "negative_prompt_embeds": negative["text"]}
 
 
 def _spec(base: str, unet: Any, prediction: str) -> str:

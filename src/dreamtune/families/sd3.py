@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +18,8 @@ from transformers import CLIPTextModelWithProjection
 
 from dreamtune.bases import Base
 from dreamtune.diffusion import Flow
-from dreamtune.families import _tiny, _unet
-from dreamtune.families._text import TextStack, pooled_arguments, read_stacks
+from dreamtune.families import _flow, _tiny, _unet
+from dreamtune.families._text import NO_WEIGHTS, TextStack, emphasised, read_stacks
 
 T5_LENGTH = 256  # tokens that the absent T5 leaves as zeros, as the diffusers pipeline does
 
@@ -43,6 +44,8 @@ class Family:
     optional = ()
     sampler = "Euler"
     denoiser_name = "transformer"
+    reads_chunks = False
+    distilled = False
     lora_targets: ClassVar = {"attention": _ATTENTION, "attention+mlp": [*_ATTENTION, *_MLP]}
 
     def __init__(
@@ -103,12 +106,14 @@ class Family:
         """Pixels (B, 3, H, W), about [-1, 1], of scaled latents (B, C, h, w)."""
         return _unet.decode_image(self.vae, latents)
 
-    def encode_text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encode_text(
+        self, tokens: dict[str, Tensor], weights: Mapping[str, Tensor] = NO_WEIGHTS
+    ) -> dict[str, Tensor]:
         """Token ids by stack, (B, L) each, to {"text": (B, L + T5_LENGTH, D), "pooled": (B, P)}."""
         states, pooled = [], []
         for stack in self.text:
             output = stack.encoder(tokens[stack.name], output_hidden_states=True)
-            states.append(output.hidden_states[-2])
+            states.append(emphasised(output.hidden_states[-2], weights.get(stack.name)))
             pooled.append(output[0])
         text = torch.cat(states, dim=-1)
         width = int(self.denoiser.config.joint_attention_dim)
@@ -129,6 +134,10 @@ class Family:
             return_dict=False,
         )[0]
 
+    def times(self, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+        """What the pipeline tells a scheduler beside the number of steps, for size (w, h) px."""
+        return _flow.shift_by_size(self.scheduler, size, self.multiple)
+
     def pipeline(self) -> StableDiffusion3Pipeline:
         """A diffusers pipeline over the same modules."""
         first, second = self.text
@@ -143,13 +152,3 @@ class Family:
             transformer=self.denoiser,
             scheduler=self.scheduler,
         )
-
-    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Latents (B, C, h, w) of what the pipeline gives, which are these."""
-        return latents
-
-    def prompt_arguments(
-        self, text: dict[str, Tensor], negative: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Encoded prompts as the pipeline's keyword arguments."""
-        return pooled_arguments(text, negative)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from dreamtune.bases import Base
 from dreamtune.diffusion import Ddpm
 from dreamtune.families import _tiny, _unet
-from dreamtune.families._text import TextStack, pooled_arguments, read_stacks
+from dreamtune.families._text import NO_WEIGHTS, TextStack, emphasised, read_stacks
 
 
 class Family:
@@ -35,6 +36,8 @@ class Family:
     optional = ()
     sampler = "DDIM"
     denoiser_name = "unet"
+    reads_chunks = True
+    distilled = False
     lora_targets = _unet.LORA_TARGETS
 
     def __init__(
@@ -90,12 +93,14 @@ class Family:
         """Pixels (B, 3, H, W), about [-1, 1], of scaled latents (B, C, h, w)."""
         return _unet.decode_image(self.vae, latents)
 
-    def encode_text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encode_text(
+        self, tokens: dict[str, Tensor], weights: Mapping[str, Tensor] = NO_WEIGHTS
+    ) -> dict[str, Tensor]:
         """Token ids by stack, (B, L) each, to {"text": (B, L, D1 + D2), "pooled": (B, D2)}."""
         states = []
         for stack in self.text:
             output = stack.encoder(tokens[stack.name], output_hidden_states=True)
-            states.append(output.hidden_states[-2])
+            states.append(emphasised(output.hidden_states[-2], weights.get(stack.name)))
         return {"text": torch.cat(states, dim=-1), "pooled": output[0]}
 
     def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]:
@@ -113,6 +118,10 @@ class Family:
             return_dict=False,
         )[0]
 
+    def times(self, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+        """What the pipeline tells a scheduler beside the number of steps: nothing."""
+        return {}
+
     def pipeline(self) -> StableDiffusionXLPipeline:
         """A diffusers pipeline over the same modules."""
         first, second = self.text
@@ -126,13 +135,3 @@ class Family:
             scheduler=self.scheduler,
             add_watermarker=False,
         )
-
-    def pipeline_latents(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Latents (B, C, h, w) of what the pipeline gives, which are these."""
-        return latents
-
-    def prompt_arguments(
-        self, text: dict[str, Tensor], negative: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Encoded prompts as the pipeline's keyword arguments."""
-        return pooled_arguments(text, negative)
