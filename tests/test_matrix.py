@@ -22,10 +22,17 @@ CASES = [
 ]
 
 
-def ask_for(store: Store, prep: Artifact, base: str, method: str, **changes: object) -> train.Run:
-    """A short run with a large rate, so that three updates show."""
+def ask_for(
+    store: Store,
+    prep: Artifact,
+    base: str,
+    method: str,
+    asked: dict[str, object],
+    **changes: object,
+) -> train.Run:
+    """A short run with a large rate, so that three updates show. asked: the method's options."""
     options = {"steps": 3, "batch": 2, "learning_rate": 0.05, "variants": 2, "device": "cpu"}
-    chosen = Chosen(method, method_options()[method]())
+    chosen = Chosen(method, method_options()[method](**asked))
     return train.Run(
         store,
         [sets.whole(prep)],
@@ -54,8 +61,10 @@ def test_a_trained_concept_comes_back(
     run_matrix_case(name, method, store, make_prep())
 
 
-def run_matrix_case(name: str, method: str, store: Store, prep: Artifact) -> None:
-    ask = ask_for(store, prep, f"tiny:{name}", method)
+def run_matrix_case(
+    name: str, method: str, store: Store, prep: Artifact, **options: object
+) -> Artifact:
+    ask = ask_for(store, prep, f"tiny:{name}", method, options)
     with store.draft("adapter", ask.name, ask.key, ask.recipe, [prep.id], keep=True) as draft:
         work = train.Training(ask, draft)
         artifact = work.run(None)
@@ -73,6 +82,7 @@ def run_matrix_case(name: str, method: str, store: Store, prep: Artifact) -> Non
     ).abs().max() > 1e-3
     assert plain.isfinite().all()
     assert artifact.verify(deep=True) == []
+    return artifact
 
 
 @pytest.mark.parametrize("name", plugins.names("dreamtune.families"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from dreamtune import families, plugins
+from dreamtune.artifacts import Artifact, Store
 from dreamtune.errors import Usage
-from dreamtune.methods import Concept, _thaw
-from tests.test_matrix import predict
+from dreamtune.methods import Concept, _targets, _thaw
+from tests.test_matrix import predict, run_matrix_case
 
 CONCEPTS = [Concept("[V01]", "dog", "rex")]
 METHODS = plugins.names("dreamtune.methods")
@@ -38,6 +41,65 @@ def test_the_teacher_is_the_untrained_base_bit_for_bit(base: str, method: str) -
     assert torch.equal(taught, predict(families.load(f"tiny:{base}", torch.float32), "a dog"))
     assert torch.equal(trained, predict(family, "a [V01] dog"))
     assert [p.requires_grad for p in parameters] == [False] + [True] * (len(parameters) - 1)
+
+
+# ---- options
+
+EVERYTHING = {
+    "dreambooth": {"train_text": True, "unfreeze": "1:all@0.5", "unfreeze_denoiser": "0:all@0.6"},
+    "lora": {
+        "rank": 3,
+        "alpha": 2.0,
+        "rslora": True,
+        "targets": ("all",),
+        "train_text": True,
+        "train_token": True,
+        "vectors": 2,
+        "unfreeze_denoiser": "1:all@0.5",
+    },
+    "embedding": {"vectors": 3},
+}
+
+
+@pytest.mark.parametrize("base", plugins.names("dreamtune.families"))
+@pytest.mark.parametrize("method", METHODS)
+def test_with_every_option_a_trained_concept_comes_back(
+    base: str, method: str, store: Store, make_prep: Callable[..., Artifact]
+) -> None:
+    run_matrix_case(base, method, store, make_prep(), **EVERYTHING[method])
+
+
+def test_lora_goes_where_targets_and_blocks_say() -> None:
+    unet = families.load("tiny:sd", torch.float32)
+    presets = unet.lora_targets
+
+    def chosen(*targets: str, blocks: tuple[str, ...] = ()) -> list[str]:
+        return _targets.choose(unet.denoiser, presets, targets, blocks)
+
+    down, up = "down_blocks.0.attentions.0.", "up_blocks.1.attentions.0."
+    block = "transformer_blocks.0."
+    assert chosen("attn2.to_*", blocks=("down", "up.1.attentions.0")) == [
+        f"{place}{block}attn2.{name}"
+        for place in (down, up)
+        for name in ("to_q", "to_k", "to_v", "to_out.0")
+        if name != "to_out.0"
+    ]
+    assert chosen("attention", blocks=("MID",)) == chosen("attention", blocks=("mid",))
+    assert {p.split(".")[0] for p in chosen("attention", blocks=("MID",))} == {"mid_block"}
+    assert chosen("attention", blocks=("IN01",)) == [p for p in chosen("attention") if down in p]
+    assert chosen("conv1", blocks=("OUT0[23]",)) == [
+        "up_blocks.1.resnets.0.conv1",
+        "up_blocks.1.resnets.1.conv1",
+    ]
+    assert chosen(r"re:attentions\.1\..*\.ff") == [
+        f"up_blocks.1.attentions.1.{block}ff.net.{name}" for name in ("0.proj", "2")
+    ]
+    everything = chosen("all")
+    assert {"up_blocks.0.upsamplers.0.conv", f"{down}proj_in"} <= set(everything)
+    assert "conv_in" not in everything
+    for wrong in ({"targets": ("attentoin",)}, {"targets": ("attention",), "blocks": ("up.7",)}):
+        with pytest.raises(Usage):
+            chosen(*wrong["targets"], blocks=wrong.get("blocks", ()))
 
 
 # ---- progressive unfreezing

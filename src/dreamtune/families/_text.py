@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dreamtune.bases import Base
 from dreamtune.errors import Usage
@@ -49,15 +50,15 @@ class TextStack:
         """Let an identifier stand for a word, unless it stands for one already."""
         self.words.setdefault(identifier, word)
 
-    def add_word(self, identifier: str, word: str) -> int:
-        """Bind an identifier to a word that is new to the tokenizer; returns the new token id."""
-        if self.tokenizer.add_tokens([word]) != 1:
+    def add_word(self, identifier: str, tokens: Sequence[str]) -> int:
+        """Bind an identifier to tokens that are new to the tokenizer; returns the first id."""
+        if self.tokenizer.add_tokens(list(tokens)) != len(tokens):
             raise Usage(
-                f"{word!r} is already a token of this base", fix="choose another identifier"
+                f"{tokens[0]!r} is already a token of this base", fix="choose another identifier"
             )
-        self.added.add(word)
-        self.words[identifier] = word
-        return len(self.tokenizer) - 1
+        self.added |= set(tokens)
+        self.words[identifier] = " ".join(tokens)
+        return len(self.tokenizer) - len(tokens)
 
     def candidates(self) -> list[str]:
         """Words that an identifier can stand for: reserved ones, then the rarest first."""
@@ -184,27 +185,41 @@ class TokenRows(nn.Module):
 
     ids from `first` on read the rows (n, dim), all others the frozen table (V, dim). `first` is the
     first new token's id, and may lie below V: T5's table is longer than its vocabulary.
+    keep_norm: rows are read at the length that they have now, whatever they are trained to.
     """
 
-    def __init__(self, table: nn.Embedding | TokenRows, rows: Tensor, first: int) -> None:
+    norms: Tensor | None
+
+    def __init__(
+        self, table: nn.Embedding | TokenRows, rows: Tensor, first: int, keep_norm: bool = False
+    ) -> None:
         super().__init__()
         # In this order: pipelines take the first parameter's dtype for the encoder's.
         self.table = table
         self.extra = nn.Embedding.from_pretrained(rows, freeze=False)
+        norms = rows.norm(dim=1, keepdim=True) if keep_norm else None
+        self.register_buffer("norms", norms, persistent=False)
         self.first = first
 
     @property
     def rows(self) -> nn.Parameter:
-        """The rows that can be trained, (n, dim)."""
+        """The rows as they are trained, (n, dim)."""
         return self.extra.weight
+
+    @property
+    def learned(self) -> Tensor:
+        """The extra rows as they are read, (n, dim)."""
+        if self.norms is None:
+            return self.rows
+        return self.rows * (self.norms / self.rows.norm(dim=1, keepdim=True))
 
     @property
     def weight(self) -> Tensor:
         """All rows that ids can read, (first + n, dim)."""
         old = self.table.weight[: self.first]
-        return torch.cat([old, self.rows.to(old.dtype)])
+        return torch.cat([old, self.learned.to(old.dtype)])
 
     def forward(self, ids: Tensor) -> Tensor:
         old = self.table(ids.clamp(max=self.first - 1))  # (B, L, dim)
-        new = self.extra((ids - self.first).clamp(min=0)).to(old.dtype)
+        new = functional.embedding((ids - self.first).clamp(min=0), self.learned).to(old.dtype)
         return torch.where((ids >= self.first)[..., None], new, old)

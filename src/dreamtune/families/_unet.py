@@ -11,9 +11,13 @@ from torch import Tensor
 from dreamtune.bases import Base
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+MLP = ["ff.net.0.proj", "ff.net.2"]
+# As kohya's LoCon: everything in the blocks.
+BLOCKS = ["proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "conv", "time_emb_proj"]
 LORA_TARGETS = {
     "attention": ATTENTION,
-    "attention+mlp": [*ATTENTION, "ff.net.0.proj", "ff.net.2"],
+    "attention+mlp": [*ATTENTION, *MLP],
+    "all": [*ATTENTION, *MLP, *BLOCKS],
 }
 
 

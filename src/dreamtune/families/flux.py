@@ -67,7 +67,8 @@ class Family:
         self.resolution = int(vae.config.sample_size)
         self.multiple = 2 * _unet.spatial_factor(vae)
         outs = [f"single_transformer_blocks.{i}.proj_out" for i in range(len(self._singles))]
-        self.lora_targets = {"attention": _ATTENTION, "attention+mlp": [*_ATTENTION, *_MLP, *outs]}
+        blocks = [*_ATTENTION, *_MLP, *outs]
+        self.lora_targets = {"attention": _ATTENTION, "attention+mlp": blocks, "all": blocks}
 
     @property
     def _singles(self) -> Any:

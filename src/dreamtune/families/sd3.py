@@ -46,7 +46,11 @@ class Family:
     denoiser_name = "transformer"
     reads_chunks = False
     distilled = False
-    lora_targets: ClassVar = {"attention": _ATTENTION, "attention+mlp": [*_ATTENTION, *_MLP]}
+    lora_targets: ClassVar = {
+        "attention": _ATTENTION,
+        "attention+mlp": [*_ATTENTION, *_MLP],
+        "all": [*_ATTENTION, *_MLP],  # without AdaLN, for which kohya's layout has no names
+    }
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from dreamtune.errors import Damaged
 if TYPE_CHECKING:
     from torch import Tensor
 
+BUNDLED = "bundle_emb."
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
 
 
@@ -36,6 +37,23 @@ def dump_diffusers(token: str, vectors: Mapping[str, Tensor]) -> dict[str, Tenso
     if vectors.keys() == {"text_encoder"}:
         return {token: vectors["text_encoder"].contiguous()}
     return dump(vectors)
+
+
+def dump_bundled(word: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The word as a part of a LoRA file: A1111, ComfyUI and OneTrainer read it there."""
+    one = vectors.keys() == {"text_encoder"}
+    keys = {"string_to_param.*": vectors["text_encoder"].contiguous()} if one else dump(vectors)
+    return {f"{BUNDLED}{word}.{key}": tensor for key, tensor in keys.items()}
+
+
+def parse_bundled(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The vectors of each word in a LoRA file, as `dump_bundled` writes them."""
+    words: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(BUNDLED):
+            word, _, name = key.removeprefix(BUNDLED).partition(".")
+            words.setdefault(word, {})[ENCODERS.get(name, "text_encoder")] = _vectors(key, tensor)
+    return words
 
 
 def parse(tensors: Mapping[str, Tensor]) -> tuple[str | None, dict[str, Tensor]]:

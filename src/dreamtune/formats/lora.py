@@ -81,7 +81,7 @@ def collect(component: str, model: nn.Module, name: str = "default") -> dict[str
             down, up = (
                 part[name].weight.detach().cpu().clone() for part in (layer.lora_A, layer.lora_B)
             )
-            alpha = float(layer.lora_alpha[name])
+            alpha = float(layer.scaling[name]) * down.shape[0]  # rsLoRA's scale is another one
             found[canonical(component, module)] = LoraWeights(down, up, alpha)
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamtune.errors import Usage
-from dreamtune.methods import Concept, Facts, Files, Group, Weights, _thaw, _words
+from dreamtune.methods import Concept, Facts, Files, Group, Weights, _options, _thaw, _words
 from dreamtune.settings import option
 
 if TYPE_CHECKING:
@@ -23,24 +23,12 @@ if TYPE_CHECKING:
 class Options:
     """The denoiser is always trained, in fp32 under autocast."""
 
-    train_text: bool = option(
-        False, alias=("--train-text-encoder",), help="train the text encoders too"
-    )
-    text_learning_rate: float | None = option(
-        None,
-        above=0,
-        high=10,
-        alias=("--text-encoder-lr",),
-        help="their learning rate [the denoiser's]",
-    )
-    unfreeze: str | None = option(
-        None, help="their last layers first: 3:all@0.5 is three, and all from half of the run"
-    )
-    unfreeze_denoiser: str | None = option(
-        None, flag=None, help="the same for the denoiser's blocks"
-    )
+    train_text: bool = _options.train_text()
+    text_learning_rate: float | None = _options.text_learning_rate()
+    unfreeze: str | None = _options.unfreeze()
+    unfreeze_denoiser: str | None = _options.unfreeze_denoiser()
     save_precision: str = option(
-        "fp32", choices=("fp32", "fp16", "bf16"), help="of the weights that are saved"
+        "fp32", choices=("fp32", "fp16", "bf16"), help="Of the weights that are saved."
     )
 
     def __post_init__(self) -> None:

@@ -1,79 +1,151 @@
-"""Low-rank adaptation of the denoiser (Hu et al., arXiv:2106.09685), on PEFT's layers."""
+"""Low-rank adaptation (Hu et al., arXiv:2106.09685) of the denoiser, on PEFT's layers.
+
+With `train_text` of CLIP's text encoders too; with `train_token` a new word is learned beside it,
+which is pivotal tuning (arXiv:2106.05744, for diffusion in cloneofsimo/lora).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dreamtune import console
 from dreamtune.errors import Usage
-from dreamtune.methods import Concept, Facts, Files, Group, Weights, _words, about
+from dreamtune.methods import (
+    Concept,
+    Facts,
+    Files,
+    Group,
+    Weights,
+    _options,
+    _targets,
+    _thaw,
+    _tokens,
+    _words,
+    about,
+)
 from dreamtune.settings import option
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dreamtune.families import Family
     from dreamtune.formats.lora import LoraWeights
+
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 @dataclass(frozen=True)
 class Options:
     """W + alpha / rank * up @ down, for each targeted module."""
 
-    rank: int = option(16, low=1, high=1024, help="rank of the update; 4 to 128 are usual")
+    rank: int = option(16, low=1, high=1024, help="Rank of the update; 4 to 128 are usual.")
     alpha: float | None = option(
-        None, above=0, alias=("--network-alpha",), help="scale is alpha / rank (default: rank)"
+        None, above=0, alias=("--network-alpha",), help="The scale is alpha / rank. [the rank]"
     )
-    dropout: float = option(0.0, low=0, below=1, help="dropout before the update")
-    targets: str = option(
-        "attention", choices=("attention", "attention+mlp"), help="modules that get an update"
+    rslora: bool = option(False, help="The scale is alpha / sqrt(rank) instead.")
+    dropout: float = option(0.0, low=0, below=1, help="Dropout before the update.")
+    targets: tuple[str, ...] = option(
+        ("attention",),
+        help="Modules that get one: attention, attention+mlp, all, or ends of names: 'attn2.to_*'.",
     )
+    blocks: tuple[str, ...] = option(
+        (), help="Only in these blocks: mid, up, up.1, OUT05. [all blocks]"
+    )
+    train_text: bool = _options.train_text()
+    text_learning_rate: float | None = _options.text_learning_rate()
+    unfreeze: str | None = _options.unfreeze()
+    unfreeze_denoiser: str | None = _options.unfreeze_denoiser()
+    train_token: bool = option(
+        False, alias=("--train-text-encoder-ti",), help="Learn a new word too: pivotal tuning."
+    )
+    token_learning_rate: float = option(
+        _tokens.LEARNING_RATE, above=0, high=10, rare=True, help="Peak rate of the new word."
+    )
+    init_word: str | None = _options.init_word()
+    vectors: int = _options.vectors()
+    keep_norm: bool = _options.keep_norm()
+
+    def __post_init__(self) -> None:
+        _thaw.check(self.unfreeze, self.unfreeze_denoiser, self.train_text)
 
 
 class Method:
-    """LoRA on the denoiser; the text encoders stay as they are and are encoded once."""
+    """LoRA on the denoiser, and as asked on the text encoders and beside a new word."""
 
     learning_rate = 1e-4
     views = 100
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self._words: _tokens.Words | None = None
 
     def live(self) -> set[str]:
-        return {"denoiser"}
+        with_text = self.options.train_text or self.options.train_token
+        return {"denoiser", "text"} if with_text else {"denoiser"}
 
     def attach(
         self, family: Family, concepts: Sequence[Concept], seed: int, teacher: bool = False
     ) -> None:
         """Insert zero-initialised updates, so that step 0 is the base itself."""
         import torch
-        from peft import LoraConfig, inject_adapter_in_model
 
         from dreamtune.draws import seed_of
 
-        _words.bind(family, concepts)
-        rank = self.options.rank
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=self.options.alpha or rank,
-            lora_dropout=self.options.dropout,
-            target_modules=family.lora_targets[self.options.targets],
-        )
-        family.denoiser.requires_grad_(False)
+        options, denoiser = self.options, family.denoiser
+        denoiser.requires_grad_(False)
         torch.manual_seed(seed_of(seed, "lora"))
-        inject_adapter_in_model(config, family.denoiser)
-        named = family.denoiser.named_parameters()
-        self._trainable = {name: p for name, p in named if p.requires_grad}
-        for p in self._trainable.values():
+        paths = _targets.choose(denoiser, family.lora_targets, options.targets, options.blocks)
+        self._denoiser = self._inject(denoiser, paths)
+        self._models, self._text = {family.denoiser_name: denoiser}, {}
+        for stack in _words.clip_stacks(family) if options.train_text else ():
+            self._text[stack.name] = self._inject(stack.encoder, TEXT_TARGETS)
+            self._models[stack.name] = stack.encoder
+        if options.train_token:
+            rows = _tokens.begin(family, concepts, options.init_word, options.vectors)
+            self._words = _tokens.Words(family, concepts, rows, options.keep_norm)
+        else:
+            _words.bind(family, concepts)
+        console.say(f"LoRA on {len(paths)} modules of the denoiser, {self._scale()}")
+
+    def _inject(self, model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Parameter]:
+        """PEFT's layers in a model; their parameters, in fp32."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        options = self.options
+        config = LoraConfig(
+            r=options.rank,
+            lora_alpha=options.alpha or options.rank,
+            lora_dropout=options.dropout,
+            use_rslora=options.rslora,
+            target_modules=list(targets),
+        )
+        inject_adapter_in_model(config, model)
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for p in trainable.values():
             p.data = p.data.float()
+        return trainable
+
+    def _scale(self) -> str:
+        """How strong an update is, which is what alpha is about."""
+        options = self.options
+        alpha, root = options.alpha or options.rank, options.rslora
+        scale = alpha / (math.sqrt(options.rank) if root else options.rank)
+        below = "sqrt(rank)" if root else "rank"
+        return f"rank {options.rank}, alpha {alpha:g}: scale {scale:.4g} (alpha / {below})"
 
     @contextmanager
     def teacher(self, family: Family) -> Iterator[None]:
         """PEFT's layers step aside."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        layers = [m for m in family.denoiser.modules() if isinstance(m, BaseTunerLayer)]
-        trained = [p for p in self._trainable.values() if p.requires_grad]
+        models = self._models.values()
+        layers = [m for model in models for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        parameters = [p for part in (self._denoiser, *self._text.values()) for p in part.values()]
+        trained = [p for p in parameters if p.requires_grad]
         for layer in layers:
             layer.enable_adapters(False)
         try:
@@ -81,42 +153,56 @@ class Method:
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
-            for p in self._trainable.values():  # PEFT marks all of them
+            for p in parameters:  # PEFT marks all of them
                 p.requires_grad_(False)
             for p in trained:
                 p.requires_grad_(True)
 
     def groups(self) -> list[Group]:
-        return [Group("denoiser", self._trainable)]
+        options = self.options
+        found = _thaw.split(self._denoiser, options.unfreeze_denoiser)
+        groups = [Group("denoiser", part, start=start) for start, part in found]
+        for name, parameters in self._text.items():
+            named = {f"{name}.{path}": p for path, p in parameters.items()}
+            for start, part in _thaw.split(named, options.unfreeze):
+                rate = options.text_learning_rate
+                groups.append(Group("text", part, learning_rate=rate, start=start))
+        return groups + ([self._words.group(options.token_learning_rate)] if self._words else [])
 
     def export(self, family: Family, concepts: Sequence[Concept], facts: Facts) -> Files:
         """kohya's layout for the user interfaces, diffusers' for `load_lora_weights`."""
-        from dreamtune.formats import diffusers, kohya, lora, modelspec
+        from dreamtune.formats import diffusers, embeddings, kohya, lora, modelspec
 
         name = concepts[0].name
-        adapter = {family.denoiser_name: lora.collect(family.denoiser_name, family.denoiser)}
+        adapter = {part: lora.collect(part, model) for part, model in self._models.items()}
         blocks = family.denoiser.config.get("layers_per_block", 2)
         tensors = kohya.dump(adapter, family.lora_layout, blocks)
+        files: Files = {"pytorch_lora_weights.safetensors": diffusers.dump(adapter)}
+        if self._words:
+            files |= self._words.learned_embeds(concepts)
+            for concept, rows in zip(concepts, self._words.rows(), strict=True):
+                tensors |= embeddings.dump_bundled(_bundled(_tokens.token(concept)), rows)
         body, base = modelspec.body_sha256(tensors), modelspec.BASES[family.spec]
         metadata = {
             **modelspec.modelspec(base, "lora", body, **about(concepts, facts)),
             **modelspec.kohya_keys(base, adapter, body, name=name, **facts.training),
         }
-        return {
-            f"{name}.safetensors": (tensors, metadata),
-            "pytorch_lora_weights.safetensors": diffusers.dump(adapter),
-        }
+        return {f"{name}.safetensors": (tensors, metadata), **files}
 
     def load(
         self, family: Family, concepts: Sequence[Concept], files: Weights, weight: float
     ) -> None:
-        """Bind identifiers as in training and add weight * delta W to the base's weights."""
+        """Add weight * delta W to the base's weights; words are what they were in training."""
         from dreamtune.formats import diffusers, lora
 
-        _words.bind_again(family, concepts)
+        if self.options.train_token:
+            self._load_words(family, concepts, files)
+        else:
+            _words.bind_again(family, concepts)
         adapter = diffusers.parse(*files["pytorch_lora_weights.safetensors"])
-        modules = {family.denoiser_name: family.denoiser}
-        shapes = {k: v for n, m in modules.items() for k, v in lora.shapes(n, m).items()}
+        models = {family.denoiser_name: family.denoiser}
+        models |= {stack.name: stack.encoder for stack in family.text}
+        shapes = {k: v for n, m in models.items() for k, v in lora.shapes(n, m).items()}
         if misfits := lora.misfits(lora.signature(adapter), shapes):
             raise Usage(
                 f"{concepts[0].name} does not fit the base {family.base}",
@@ -124,14 +210,28 @@ class Method:
                 fix="use the base it was trained on",
             )
         for component, updates in adapter.items():
-            _merge(modules[component], updates, weight)
+            _merge(component, models[component], updates, weight)
+
+    def _load_words(self, family: Family, concepts: Sequence[Concept], files: Weights) -> None:
+        """The words as they were learned: half a vector is another word, not half of it."""
+        from dreamtune.formats import embeddings
+
+        stored = embeddings.parse_bundled(files[f"{concepts[0].name}.safetensors"][0])
+        words = [_bundled(concept.bindings[0]["word"].split()[0]) for concept in concepts]
+        self._words = _tokens.Words(family, concepts, [stored[word] for word in words])
 
 
-def _merge(model: Any, updates: dict[str, LoraWeights], weight: float) -> None:
+def _bundled(token: str) -> str:
+    """What other tools call a word that comes with a LoRA: brackets mean something to A1111."""
+    return token.strip("<>")
+
+
+def _merge(component: str, model: Any, updates: dict[str, LoraWeights], weight: float) -> None:
     """W + weight * delta W, summed in fp32 and cast once, as the user interfaces do."""
     from dreamtune.formats import lora
 
+    modules = {lora.canonical(component, path): m for path, m in model.named_modules()}
     for path, update in updates.items():
-        target = model.get_submodule(path).weight
+        target = modules[path].weight
         change = lora.delta(update).to(target.device)
         target.data = (target.data.float() + weight * change).to(target.dtype)
