@@ -82,7 +82,6 @@ def test_lora_goes_where_targets_and_blocks_say() -> None:
         f"{place}{block}attn2.{name}"
         for place in (down, up)
         for name in ("to_q", "to_k", "to_v", "to_out.0")
-        if name != "to_out.0"
     ]
     assert chosen("attention", blocks=("MID",)) == chosen("attention", blocks=("mid",))
     assert {p.split(".")[0] for p in chosen("attention", blocks=("MID",))} == {"mid_block"}

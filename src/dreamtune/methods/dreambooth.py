@@ -28,7 +28,7 @@ class Options:
     unfreeze: str | None = _options.unfreeze()
     unfreeze_denoiser: str | None = _options.unfreeze_denoiser()
     save_precision: str = option(
-        "fp32", choices=("fp32", "fp16", "bf16"), help="Of the weights that are saved."
+        "fp32", rare=True, choices=("fp32", "fp16", "bf16"), help="Of the weights that are saved."
     )
 
     def __post_init__(self) -> None:

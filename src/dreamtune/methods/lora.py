@@ -46,14 +46,14 @@ class Options:
     alpha: float | None = option(
         None, above=0, alias=("--network-alpha",), help="The scale is alpha / rank. [the rank]"
     )
-    rslora: bool = option(False, help="The scale is alpha / sqrt(rank) instead.")
-    dropout: float = option(0.0, low=0, below=1, help="Dropout before the update.")
+    rslora: bool = option(False, rare=True, help="The scale is alpha / sqrt(rank) instead.")
+    dropout: float = option(0.0, low=0, below=1, rare=True, help="Dropout before the update.")
     targets: tuple[str, ...] = option(
         ("attention",),
         help="Modules that get one: attention, attention+mlp, all, or ends of names: 'attn2.to_*'.",
     )
     blocks: tuple[str, ...] = option(
-        (), help="Only in these blocks: mid, up, up.1, OUT05. [all blocks]"
+        (), rare=True, help="Only in these blocks: mid, up, up.1, OUT05. [all blocks]"
     )
     train_text: bool = _options.train_text()
     text_learning_rate: float | None = _options.text_learning_rate()
