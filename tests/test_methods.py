@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from dreamtune import families, plugins
+from dreamtune import families, loop, losses, plugins
 from dreamtune.artifacts import Artifact, Store
 from dreamtune.errors import Usage
 from dreamtune.methods import Concept, _targets, _thaw
+from dreamtune.objective import Objective
 from tests.test_matrix import predict, run_matrix_case
 
 CONCEPTS = [Concept("[V01]", "dog", "rex")]
@@ -142,3 +144,67 @@ def test_every_block_of_every_family_is_found(base: str) -> None:
         names = [name for name, _ in module.named_parameters()]
         shares = list(_thaw.starts(names, "1:all@0.5").values())
         assert shares.count(0) > 4 and shares.count(0.5) > 4
+
+
+def test_frozen_layers_hold_no_optimizer_state() -> None:
+    family, made = attached("sd", "dreambooth", unfreeze_denoiser="1:all@0.5")
+    groups = made.groups()
+    optimizer = torch.optim.AdamW(
+        {"params": [*g.parameters.values()], "peak": 1e-3, "start": round(4 * g.start)}
+        for g in groups
+    )
+    source = torch.Generator().manual_seed(3)
+    batch = {name: torch.randn(2, 4, 8, 8, generator=source) for name in ("mean", "std", "noise")}
+    batch |= {"posterior_noise": batch["std"], "u": torch.tensor([0.1, 0.7])}
+    batch |= {"weight": torch.full((2,), 0.5), "meta": torch.zeros(2, 6)}
+    batch["text"] = {"text": torch.randn(2, 77, 32, generator=source)}
+    steps = loop.train(
+        Objective(family, made.live(), losses.l2),
+        optimizer,
+        lambda step: [batch],
+        accelerator=Accelerator(cpu=True),
+        rate=lambda step: 1.0,
+        steps=range(4),
+        seed=0,
+        clip=1.0,
+    )
+    last, rest = (set(g.parameters.values()) for g in groups)
+    before = [p.detach().clone() for p in rest]
+    for step in steps:
+        assert optimizer.state.keys() == (last if step.number <= 2 else last | rest)
+        moved = [not torch.equal(p, old) for p, old in zip(rest, before, strict=True)]
+        assert any(moved) == (step.number > 2)
+
+
+# ---- new words
+
+
+@pytest.mark.parametrize("keep_norm", [True, False])
+def test_a_word_keeps_its_length_and_no_other_row_changes(keep_norm: bool) -> None:
+    family, made = attached("sdxl", "embedding", vectors=2, init_word="ab", keep_norm=keep_norm)
+    plain = families.load("tiny:sdxl", torch.float32)
+    (group,) = made.groups()
+    tokens = {stack.name: stack.tokenize(["a [V01] dog"]) for stack in family.text}
+    optimizer = torch.optim.AdamW(group.parameters.values(), lr=0.1, weight_decay=0.0)
+    for _ in range(3):
+        family.encode_text(tokens)["text"].square().mean().backward()
+        optimizer.step()
+    for stack, old in zip(family.text, plain.text, strict=True):
+        before = old.encoder.get_input_embeddings().weight
+        after = stack.encoder.get_input_embeddings().weight
+        assert torch.equal(after[: len(before)], before)
+        start = before[old.ids("ab")]  # two pieces, one for each vector
+        assert len(after) == len(before) + 2 and (after[-2:] - start).norm() > 0.1
+        assert keep_norm == torch.allclose(after[-2:].norm(dim=1), start.norm(dim=1), rtol=1e-5)
+
+
+def test_a_vector_starts_from_the_middle_of_its_words_as_long_as_they_are() -> None:
+    family, _ = attached("sd", "embedding", init_word="red fox")
+    stack = family.text[0]
+    table = stack.encoder.get_input_embeddings().weight
+    pieces, row = table[stack.ids("red fox")], table[-1]
+    assert torch.cosine_similarity(row, pieces.mean(0), dim=0) > 0.9999
+    assert torch.allclose(row.norm(), pieces.norm(dim=1).mean())
+    one = attached("sd", "embedding", init_word="c")[0].text[0]
+    table = one.encoder.get_input_embeddings().weight
+    assert torch.equal(table[-1], table[one.ids("c")[0]])

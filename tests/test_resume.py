@@ -19,7 +19,21 @@ SETTINGS += ["--variants", "2", "--checkpoint-every", "2", "--save-every", "4", 
 METHODS = {
     "lora": ["--method", "lora", "--rank", "4", "--dropout", "0.1", "--learning-rate", "0.01"],
     "embedding": ["--method", "embedding", "--learning-rate", "0.05"],
+    "dreambooth": ["--method", "dreambooth", "--train-text", "--learning-rate", "0.001"],
+    "pivotal": ["--method", "lora", "--train-token", "--vectors", "2", "--rank", "4"],
 }
+SHORT = ["--base", "tiny:sd", "--steps", "6", "--batch", "2", "--checkpoint-every", "1"]
+SHORT += ["--variants", "2", "--device", "cpu"]
+# By option what each method is asked for; a method that is missing has no such thing.
+OPTIONS = {
+    "accumulation": {method: ["--accumulation", "3"] for method in METHODS},
+    "unfreezing": {
+        "lora": ["--train-text", "--unfreeze", "1:all@0.5", "--unfreeze-denoiser", "1:2@0.3"],
+        "dreambooth": ["--unfreeze", "1:all@0.5", "--unfreeze-denoiser", "0:all@0.3"],
+        "pivotal": ["--unfreeze-denoiser", "0:all@0.5"],
+    },
+}
+CELLS = [(method, option) for option, asked in OPTIONS.items() for method in asked]
 
 
 def train(method: str) -> list[str]:
@@ -53,13 +67,33 @@ def finish(folder: Path, method: str) -> Artifact:
     return artifact
 
 
+def newest(folder: Path) -> Artifact:
+    artifact = Store.open(folder / "artifacts").newest("adapter")
+    assert artifact
+    return artifact
+
+
 def payload(artifact: Artifact) -> dict[str, str]:
     files = {**artifact.files, **artifact.run}
     return {name: entry["sha256"] for name, entry in files.items() if name != "run.json"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "option"), CELLS)
+def test_killed_twice_in_one_run(method: str, option: str, photos: Path) -> None:
+    command = ["train", *SHORT, *METHODS[method], *OPTIONS[option][method]]
+    calm, folder = world(photos, "calm"), world(photos, "killed")
+    assert forked.run(command, calm, calls=photos / "calls") == 0, (calm / "stderr").read_text()
+    middle = int((photos / "calls").read_text()) // 2
+    assert forked.run(command, folder, kill_at=middle) == -signal.SIGKILL
+    assert forked.run([*command, "--resume"], folder, kill_at=5) == -signal.SIGKILL
+    assert forked.run([*command, "--resume"], folder) == 0, (folder / "stderr").read_text()
+    assert "going on after step" in (folder / "stderr").read_text()
+    assert payload(newest(folder)) == payload(newest(calm))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "embedding"])
 def test_killed_at_any_rename_and_resumed(method: str, photos: Path) -> None:
     calm = world(photos, "calm")
     assert forked.run(train(method), calm, calls=photos / "calls") == 0, (
@@ -77,16 +111,6 @@ def test_killed_at_any_rename_and_resumed(method: str, photos: Path) -> None:
         resumed = finish(folder, method)
         assert resumed.id == whole.id, point
         assert payload(resumed) == payload(whole), point
-
-
-@pytest.mark.slow
-def test_killed_twice_in_one_run(photos: Path) -> None:
-    calm, folder = world(photos, "calm"), world(photos, "killed")
-    assert forked.run(train("lora"), calm) == 0
-    assert forked.run(train("lora"), folder, kill_at=9) == -signal.SIGKILL
-    assert forked.run([*train("lora"), "--resume"], folder, kill_at=5) == -signal.SIGKILL
-    whole = Store.open(calm / "artifacts").newest("adapter")
-    assert whole and payload(finish(folder, "lora")) == payload(whole)
 
 
 @pytest.mark.slow
