@@ -10,6 +10,7 @@ import functools
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,33 +27,53 @@ def _context() -> ForkServerContext:
 
 
 def start(
-    args: list[str], folder: Path, kill_at: int = 0, calls: Path | None = None
+    args: list[str],
+    folder: Path,
+    kill_at: int = 0,
+    calls: Path | None = None,
+    prepare: Callable[[], object] | None = None,
 ) -> BaseProcess:
     """`dreamtune *args` in `folder`; stdout and stderr go to files there.
 
     kill_at: die before the n-th rename (0: never). calls: a file for the number of renames.
+    prepare: called in the child before its work.
     """
-    process = _context().Process(target=_child, args=(args, folder, kill_at, calls))
+    process = _context().Process(target=_child, args=(args, folder, kill_at, calls, prepare))
     process.start()
     return process
 
 
-def run(args: list[str], folder: Path, kill_at: int = 0, calls: Path | None = None) -> int:
+def run(
+    args: list[str],
+    folder: Path,
+    kill_at: int = 0,
+    calls: Path | None = None,
+    prepare: Callable[[], object] | None = None,
+) -> int:
     """The exit code; -9 for one that was killed."""
-    process = start(args, folder, kill_at, calls)
+    process = start(args, folder, kill_at, calls, prepare)
     process.join(300)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
 
 
-def _child(args: list[str], folder: Path, kill_at: int, calls: Path | None) -> None:
+def _child(
+    args: list[str],
+    folder: Path,
+    kill_at: int,
+    calls: Path | None,
+    prepare: Callable[[], object] | None,
+) -> None:
     from dreamtune import cli
 
     os.chdir(folder)
     os.environ["DREAMTUNE_DEBUG"] = "1"
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    _count_renames(kill_at, calls)
+    if kill_at or calls:
+        _count_renames(kill_at, calls)
+    if prepare:
+        prepare()
     os._exit(cli.run(args))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
 
+from dreamtune import fsops
 from dreamtune.artifacts import Artifact, Store
 from tests import forked
 
@@ -176,7 +180,7 @@ def test_nothing_to_resume(photos: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_loudly(photos: Path) -> None:
     calm, folder = world(photos, "calm"), world(photos, "killed")
     assert forked.run(train("lora"), calm) == 0
-    assert forked.run(train("lora"), folder, kill_at=12) == -signal.SIGKILL
+    assert forked.run(train("lora"), folder, kill_at=13) == -signal.SIGKILL
     notes = folder.glob("artifacts/adapter/dog/.work-*/checkpoints/*.json")
     newest = max(notes).with_suffix(".safetensors")  # one without a note was never finished
     data = bytearray(newest.read_bytes())
@@ -186,3 +190,38 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(photos: Path) -> None:
     assert "is damaged" in (folder / "stderr").read_text()
     whole = Store.open(calm / "artifacts").newest("adapter")
     assert whole and payload(finish(folder, "lora")) == payload(whole)
+
+
+@pytest.fixture
+def interrupted(photos: Path) -> Path:
+    """A world in which a run was killed after a checkpoint."""
+    assert forked.run([*train("lora"), "--name", "rex"], photos, kill_at=14) == -signal.SIGKILL
+    assert list(photos.glob("artifacts/adapter/rex/.work-*/checkpoints/*.json"))
+    return photos
+
+
+def test_other_settings_are_named_when_there_is_nothing_to_resume(interrupted: Path) -> None:
+    other = [*train("lora"), "--name", "rex", "--steps", "11", "--resume"]
+    assert forked.run(other, interrupted) == 10
+    said = (interrupted / "stderr").read_text()
+    assert "the interrupted run differs: train.steps was 10, is 11;" in said
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_elsewhere_without_a_word(interrupted: Path) -> None:
+    for note in interrupted.glob("artifacts/adapter/rex/.work-*/checkpoints/step-*.json"):
+        path = note.with_suffix(".safetensors")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        made_on = json.loads(metadata["made_on"])
+        assert made_on == {"device": "cpu", "precision": "fp32", "processes": 1}
+        metadata["made_on"] = json.dumps({**made_on, "device": "NVIDIA H100", "processes": 8})
+        fsops.write_safetensors(path, load_file(path), metadata)
+        fsops.write_json(note, {**json.loads(note.read_text()), "sha256": fsops.hash_file(path)})
+    again = [*train("lora"), "--name", "rex", "--resume"]
+    assert forked.run(again, interrupted) == 2
+    said = (interrupted / "stderr").read_text()
+    assert "device was NVIDIA H100, is cpu, processes was 8, is 1;" in said
+    assert forked.run([*again, "--allow-drift"], interrupted) == 0
+    artifact = Store.open(interrupted / "artifacts").newest("adapter")
+    assert artifact and len(artifact.read_json("run.json")["drift"]) == 2

@@ -142,6 +142,18 @@ class Draft:
     recipe: dict[str, Any]
     parents: list[str]
 
+    def describe(self) -> None:
+        """Say in it what it is for, for those who find it unfinished."""
+        file = self.path / CHECKPOINTS / ASKED
+        if not file.is_file():
+            asked = {"key": self.key, "recipe": self.recipe, "parents": self.parents}
+            fsops.write_json(fsops.make_folder(file.parent) / ASKED, {**asked, **surroundings()})
+
+    def clear(self) -> None:
+        """Drop what is in it, to start anew."""
+        fsops.remove_tree(self.path)
+        self.describe()
+
     def commit(self, run: dict[str, Any]) -> Artifact:
         """Make it final. `run` (times, host, metrics) becomes run.json, outside the id."""
         fsops.write_json(self.path / "run.json", run)
@@ -303,11 +315,11 @@ class Store:
             work = home / (f".work-{key[:16]}" if keep else f".{name}.tmp-{os.getpid()}")
             resumed = work.is_dir()
             fsops.make_folder(work)
-            if keep and not (work / CHECKPOINTS / ASKED).is_file():
-                asked = {"key": key, "recipe": recipe, "parents": [*parents], **surroundings()}
-                fsops.write_json(fsops.make_folder(work / CHECKPOINTS) / ASKED, asked)
+            draft = Draft(self, work, resumed, kind, name, key, recipe, [*parents])
+            if keep:
+                draft.describe()
             try:
-                yield Draft(self, work, resumed, kind, name, key, recipe, [*parents])
+                yield draft
             finally:
                 if not keep:
                     fsops.discard(work)

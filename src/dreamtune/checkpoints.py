@@ -103,17 +103,12 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def drift(path: Path, made_on: Mapping[str, Any]) -> list[str]:
-    """How the machine differs from the one that wrote a checkpoint: "device was cuda, is cpu"."""
+def made_on(path: Path) -> dict[str, Any]:
+    """What `save` was told of the machine; empty when it was told nothing."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        was = json.loads((file.metadata() or {}).get(MADE_ON, "{}"))
-    return [
-        f"{name} was {was[name]}, is {made_on.get(name)}"
-        for name in sorted(was)
-        if was[name] != made_on.get(name)
-    ]
+        return dict(json.loads((file.metadata() or {}).get(MADE_ON, "{}")))
 
 
 def restore(

@@ -28,6 +28,9 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of the adapter. [the photos']")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last save.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop an interrupted run.")] = False,
+    allow_drift: Annotated[
+        bool, typer.Option("--allow-drift", help="Resume on another kind of machine.", hidden=True)
+    ] = False,
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Updates between saves of the state; also every 10 minutes.")
     ] = 500,
@@ -51,6 +54,7 @@ def run(
         check_name(name or "+".join(one.prep.name for one in sets)),
         resume=resume,
         fresh=fresh,
+        allow_drift=allow_drift,
         checkpoint_every=checkpoint_every,
     )
     if dry_run:

@@ -83,6 +83,7 @@ class Photo:
         if self.kept is not None:
             return "jpg", self.kept
         buffer = io.BytesIO()
+        self.image.info = {}  # a colour profile says who made it, or when it was converted to
         self.image.save(buffer, "PNG", compress_level=1)
         return "png", buffer.getvalue()
 
@@ -276,13 +277,13 @@ def _apply_profile(image: Image.Image, icc: bytes | None, notes: list[str]) -> I
         return image
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        name = ImageCms.getProfileDescription(profile).strip()
+        name = ImageCms.getProfileDescription(profile)
     except Exception:
         notes.append("unreadable colour profile ignored")
         return image
     if "srgb" in name.lower() and image.mode == "RGB":
         return image
-    return _convert(image, profile, notes, name or "unnamed profile")
+    return _convert(image, profile, notes, "another profile")  # its name may be somebody's
 
 
 def _convert(image: Image.Image, profile: Any, notes: list[str], name: str) -> Image.Image:

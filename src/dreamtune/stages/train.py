@@ -25,10 +25,10 @@ from dreamtune import (
 )
 from dreamtune.artifacts import Artifact, Draft, Store
 from dreamtune.bases import Base, Tiny
-from dreamtune.errors import Interrupted, NotFound, Usage, WouldOverwrite
+from dreamtune.errors import Interrupted, Usage
 from dreamtune.methods import Concept, Facts, Group, Method
 from dreamtune.settings import Train
-from dreamtune.stages import classes, propose
+from dreamtune.stages import classes, propose, resume
 from dreamtune.stages.encode import Encoder, Lesson
 from dreamtune.stages.log import Log
 from dreamtune.stages.preview import preview
@@ -54,6 +54,7 @@ class Run:
     classes: Sequence[Artifact] = ()
     resume: bool = False
     fresh: bool = False
+    allow_drift: bool = False
     checkpoint_every: int = 500
 
     @functools.cached_property
@@ -98,8 +99,7 @@ def run(ask: Run) -> Artifact:
     for artifact in [*(one.prep for one in ask.sets), *ask.classes]:
         artifact.check(deep=True)
     with ask.store.draft("adapter", ask.name, ask.key, ask.recipe, ask.parents, keep=True) as draft:
-        checkpoint = _resume_point(ask, draft)
-        return Training(ask, draft).run(checkpoint)
+        return Training(ask, draft, resume.point(ask, draft)).run()
 
 
 def with_class_images(ask: Run) -> Run:
@@ -121,38 +121,14 @@ def with_class_images(ask: Run) -> Run:
     return dataclasses.replace(ask, train=train, classes=images)
 
 
-def _resume_point(ask: Run, draft: Draft) -> Path | None:
-    """The checkpoint to go on from. Never a silent new run, never a silent loss of an old one."""
-    folder = draft.path / "checkpoints"
-    if ask.fresh and ask.resume:
-        raise Usage("--resume goes on with a run and --fresh drops it", fix="give one of them")
-    if ask.fresh:
-        fsops.remove_tree(draft.path)
-        fsops.make_folder(draft.path)
-        return None
-    checkpoint = checkpoints.latest(folder)
-    if ask.resume and checkpoint is None:
-        raise NotFound(
-            f"nothing to resume for {ask.name}",
-            why="no run with these settings has left a checkpoint",
-            fix="run it without --resume",
-        )
-    if checkpoint and not ask.resume:
-        raise WouldOverwrite(
-            f"{ask.name} was interrupted after step {checkpoints.step_of(checkpoint)}",
-            fix="--resume goes on from there, --fresh starts over",
-        )
-    return checkpoint
-
-
 class Training:
     """The work itself: load, encode, step, save."""
 
-    def __init__(self, ask: Run, draft: Draft) -> None:
-        self.ask, self.train, self.draft = ask, ask.train, draft
+    def __init__(self, ask: Run, draft: Draft, checkpoint: Path | None) -> None:
+        self.ask, self.train, self.draft, self.checkpoint = ask, ask.train, draft, checkpoint
         self.seconds: dict[str, float] = {}
 
-    def run(self, checkpoint: Path | None) -> Artifact:
+    def run(self) -> Artifact:
         """All phases in order; the finished artifact."""
         with self._phase("import"):
             _import_libraries()
@@ -163,11 +139,11 @@ class Training:
         with self._phase("rehearse"):
             self._rehearse()
         with self._phase("steps"):
-            self._step(checkpoint)
+            self._step()
         with self._phase("save"):
             self._export(self.draft.path, self.train.steps)
             self._describe()
-        run: dict[str, Any] = {"seconds": self.seconds, "device": str(self.accelerator.device)}
+        run: dict[str, Any] = {"seconds": self.seconds, **self.machine}
         run |= {"final_loss": self.final_loss, "trained_parameters": self._count()}
         return self.draft.commit(run)
 
@@ -199,6 +175,7 @@ class Training:
             mixed_precision=mixed, cpu=device == "cpu", gradient_accumulation_plugin=plugin
         )
         devices.make_exact()
+        self.machine = self._machine(precision)
         self.family = devices.load(ask.base, str(self.accelerator.device), precision)
         self._check_resolution()
         self.method: Method = plugins.load(recipe.METHODS, ask.method.name).Method(
@@ -224,6 +201,18 @@ class Training:
         for concept in self.concepts:
             words = ", ".join(sorted({b["word"] for b in concept.bindings}))
             console.say(f"{concept.identifier} is {words!r} to {ask.base.name}")
+
+    def _machine(self, precision: str) -> dict[str, Any]:
+        """What the bits of the updates depend on; Usage when a resumed run had others."""
+        machine: dict[str, Any] = {
+            "device": devices.model_of(self.accelerator.device),
+            "precision": precision,
+            "processes": self.accelerator.num_processes,
+        }
+        if self.checkpoint:
+            drift = resume.drifted(self.checkpoint, machine, self.ask.allow_drift)
+            machine |= {resume.DRIFT: drift} if drift else {}
+        return machine
 
     def _average(self) -> Average | None:
         """The average of weights, where one is kept: by default in long runs."""
@@ -342,15 +331,15 @@ class Training:
 
     # Step.
 
-    def _step(self, checkpoint: Path | None) -> None:
+    def _step(self) -> None:
         """Updates from the checkpoint to the end; saves on the way and on a signal."""
         from dreamtune import loop
 
         train = self.train
         start = 0
-        if checkpoint:
-            start = checkpoints.step_of(checkpoint)
-            checkpoints.restore(checkpoint, self.parameters, self.optimizer, **self._beside())
+        if self.checkpoint:
+            start = checkpoints.step_of(self.checkpoint)
+            checkpoints.restore(self.checkpoint, self.parameters, self.optimizer, **self._beside())
             console.say(f"going on after step {start} of {train.steps}")
         log = Log(self.draft.path / "log.jsonl", start)
         self.objective.train()
@@ -409,7 +398,8 @@ class Training:
     def _checkpoint(self, step: int) -> None:
         if self.accelerator.is_main_process:
             folder = self.draft.path / "checkpoints"
-            checkpoints.save(folder, step, self.parameters, self.optimizer, **self._beside())
+            state = self.parameters, self.optimizer, self.machine
+            checkpoints.save(folder, step, *state, **self._beside())
 
     def _beside(self) -> dict[str, Any]:
         """What a checkpoint holds beside parameters and optimizer."""
