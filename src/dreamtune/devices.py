@@ -56,8 +56,10 @@ def make_exact() -> None:
 
 def quiet_libraries() -> None:
     """No progress bars and no notes of the libraries' own on stderr."""
+    import logging
     import warnings
 
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # its notes on kernels it lacks
     import diffusers
     import transformers
 

@@ -100,6 +100,18 @@ def append_line(path: Path, text: str) -> None:
             sync_folder(path.parent)
 
 
+def grow(path: Path, pieces: Iterable[bytes]) -> None:
+    """Append `pieces`, synced at the end; what was written before a failure stays."""
+    with guard(path):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            for piece in pieces:
+                _write_all(fd, piece)
+            _sync(fd)
+        finally:
+            os.close(fd)
+
+
 def make_folder(path: Path) -> Path:
     """Create `path` and its parents, durably."""
     if not path.is_dir():

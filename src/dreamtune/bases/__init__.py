@@ -21,7 +21,8 @@ from typing import Any, Protocol
 from dreamtune.bases import catalogue, names
 from dreamtune.bases.folder import Folder
 from dreamtune.bases.single import Single
-from dreamtune.errors import Damaged, NotFound, UserError, suggest
+from dreamtune.bases.weights import Stored
+from dreamtune.errors import Damaged, NotFound, UserError, WouldOverwrite, suggest
 
 BUNDLED = ("mini",)
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -41,6 +42,7 @@ class Base(Protocol):
     def parts(self) -> dict[str, str]: ...  # part -> class
     def check(self) -> None: ...
     def config(self, part: str) -> dict[str, Any]: ...
+    def tensors(self, part: str) -> dict[str, Stored]: ...
     def load(self, part: str, kind: Any, dtype: Any, device: Any = "cpu") -> Any: ...
     def tokenizer(self, part: str, kind: Any) -> Any: ...
     def fingerprint(self, part: str = "") -> str: ...
@@ -70,7 +72,7 @@ def find(text: str) -> Base | Tiny:
     if entry := names.named().get(text):
         return _registered(text, Path(entry["path"]), entry.get("sha256", ""))
     if known := catalogue.KNOWN.get(text):
-        return _hub(known.repo, known.revision, text)
+        return _hub(known.repo, known.revision, text, known.formerly)
     if path.exists() or path.is_symlink():
         return at(path)
     repo, _, revision = text.partition("@")
@@ -95,6 +97,16 @@ def again(name: str, sha256: str) -> Base | Tiny:
         raise NotFound(
             f"the base {name!r} of the adapter is not here", why=e.why, fix=fix
         ) from None
+
+
+def register(name: str, base: Base, force: bool = False) -> None:
+    """Give a base of the user's a name. WouldOverwrite for a name that means another."""
+    names.check(name, {*BUNDLED, *catalogue.KNOWN})
+    old, sha256 = names.named().get(name), base.fingerprint()
+    if old and old.get("sha256") != sha256 and not force:
+        why = f"it is {old['path']}"
+        raise WouldOverwrite(f"{name} is another base", why=why, fix="--force replaces it")
+    names.add(name, base.path, sha256)
 
 
 def remember(base: Base | Tiny) -> None:
@@ -135,10 +147,10 @@ def _registered(name: str, path: Path, sha256: str) -> Base:
     return base
 
 
-def _hub(repo: str, revision: str | None, name: str) -> Base:
+def _hub(repo: str, revision: str | None, name: str, formerly: tuple[str, ...] = ()) -> Base:
     from dreamtune.bases import hub
 
-    return hub.find(repo, revision, name)
+    return hub.find(repo, revision, name, formerly)
 
 
 def _is_id(text: str) -> bool:

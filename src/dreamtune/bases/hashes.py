@@ -48,5 +48,5 @@ def _remember(place: str, entry: dict[str, Any]) -> None:
     known = _read() | {place: entry}
     if len(known) > MOST:
         known = {k: v for k, v in known.items() if Path(k).exists()}
-    with contextlib.suppress(OSError, Resources):
+    with contextlib.suppress(Resources):
         user.write(user.cache_file(FILE), known)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import console
+from dreamtune.bases import download
 from dreamtune.bases import folder as layout
 from dreamtune.bases.folder import Folder
 from dreamtune.errors import Damaged, Network, NotFound, Resources, UserError
@@ -35,14 +36,25 @@ MOVED = {
 }
 
 
-def find(repo: str, revision: str | None, name: str) -> Folder:
-    """A repository's base from the cache, else from the hub. Network, Resources, NotFound, …"""
-    local = cached(repo, revision, name)
-    if local:
-        with contextlib.suppress(Damaged, NotFound):  # a download that broke off
-            local.check()
-            return local
-    return fetch(repo, revision, name)
+def find(repo: str, revision: str | None, name: str, formerly: Sequence[str] = ()) -> Folder:
+    """A repository's base from the cache, else from the hub. Network, Resources, NotFound, …
+
+    formerly: repositories that held the same commit.
+    """
+    return whole(repo, revision, name, formerly) or fetch(repo, revision, name)
+
+
+def whole(
+    repo: str, revision: str | None, name: str, formerly: Sequence[str] = ()
+) -> Folder | None:
+    """A repository's base, when the cache has all of it."""
+    for place in (repo, *formerly):
+        local = cached(place, revision, name)
+        if local:
+            with contextlib.suppress(Damaged, NotFound):  # a download that broke off
+                local.check()
+                return local
+    return None
 
 
 def cached(repo: str, revision: str | None, name: str) -> Folder | None:
@@ -57,7 +69,8 @@ def fetch(repo: str, revision: str | None, name: str) -> Folder:
     """Download what is needed and not here yet."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    with _errors(repo, revision), _bars():
+    console.say(f"asking the hub for {repo}")
+    with _errors(repo, revision):
         index = Path(hf_hub_download(repo, layout.INDEX, revision=revision))
         commit = index.parent.name
         parts = layout.parts_of(layout.read_json(index), f"{repo}/{layout.INDEX}")
@@ -73,6 +86,8 @@ def fetch(repo: str, revision: str | None, name: str) -> Folder:
         absent = [f for f in wanted if not (index.parent / f).exists()]
         _check_space(repo, sum(sizes[f] for f in absent))
         console.say(f"fetching {repo}: {len(absent)} files, {_gigabytes(sizes, absent)}")
+        for file in absent:
+            download.into_cache(repo, file, commit)
         snapshot_download(repo, revision=commit, allow_patterns=[glob.escape(f) for f in wanted])
     found = _folder(index, name)
     found.check()
@@ -85,6 +100,14 @@ def info(repo: str, revision: str | None) -> ModelInfo:
 
     with _errors(repo, revision):
         return HfApi().model_info(repo, revision=revision, files_metadata=True)
+
+
+def in_cache() -> list[str]:
+    """Repositories of the local cache that are in the diffusers layout, whole or not."""
+    from huggingface_hub import constants
+
+    found = Path(constants.HF_HUB_CACHE).glob(f"models--*--*/snapshots/*/{layout.INDEX}")
+    return sorted({p.parents[2].name.removeprefix("models--").replace("--", "/", 1) for p in found})
 
 
 def _folder(index: Path, name: str) -> Folder:
@@ -128,35 +151,17 @@ def _gigabytes(sizes: dict[str, int], files: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _bars() -> Iterator[None]:
-    """The library's progress bars, on a terminal only."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    if console.shows_bars() or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-
-
-@contextlib.contextmanager
 def _errors(repo: str, revision: str | None) -> Iterator[None]:
     """What can go wrong with a hub, each as one line with the way out."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars, logging
 
-    transport = HfHubHTTPError.__bases__[0]  # HTTPError of the client that the library uses
+    logging.set_verbosity_error()  # it tells of each attempt
+    disable_progress_bars()
     try:
         yield
     except UserError:
         raise
-    except (transport, OSError) as e:
+    except (download.client_error(), OSError) as e:
         raise _explained(e, repo, revision) from None
 
 
@@ -174,6 +179,8 @@ def _explained(e: Exception, repo: str, revision: str | None) -> UserError:
     )
 
     what = f"cannot fetch {repo}"
+    while isinstance(e, LocalEntryNotFoundError) and isinstance(e.__cause__, Exception):
+        e = e.__cause__  # which says why there is no entry
     if constants.HF_HUB_OFFLINE or isinstance(e, OfflineModeIsEnabled):
         why = "it is not, or not whole, in the local cache, and HF_HUB_OFFLINE is set"
         return Network(what, why=why, fix="fetch it once with a connection, or give a folder")
@@ -186,15 +193,19 @@ def _explained(e: Exception, repo: str, revision: str | None) -> UserError:
         fix = "check the name; for a private one run `hf auth login`"
         return Network(what, why="there is no such repository, or it is private", fix=fix)
     if isinstance(e, RevisionNotFoundError):
-        return Network(what, why=f"it has no revision {revision}", fix="check what follows the @")
+        return Network(
+            what, why=f"it has no revision {revision or 'main'}", fix="check what follows the @"
+        )
     if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
         fix = "download its .safetensors file and give that as --base"
         return NotFound(f"{repo} is not in the diffusers layout", why=f"no {layout.INDEX}", fix=fix)
     if isinstance(e, DisabledRepoError):
         return Network(what, why="the hub has disabled it", fix="use another base")
     if isinstance(e, HfHubHTTPError) and e.response is not None:
-        why = f"the hub answered {e.response.status_code} {e.response.reason_phrase}"
-        return Network(what, why=why, fix="try again later")
+        status = e.response.status_code
+        fix = "run `hf auth login`" if status in (401, 403) else "try again later"
+        why = f"the hub answered {status} {e.response.reason_phrase}"
+        return Network(what, why=why, fix=fix)
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
         return _full(repo, os.strerror(e.errno))
     if isinstance(e, OSError) and e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from dreamtune import fsops
 from dreamtune.bases import user
 from dreamtune.errors import Resources, Usage
 
@@ -26,18 +26,30 @@ def named() -> dict[str, dict[str, str]]:
     return _table("named")
 
 
-def add(name: str, path: Path, sha256: str) -> None:
-    """Give a base a name. Usage for one that cannot be, Resources when it cannot be kept."""
+def check(name: str, taken: Container[str]) -> None:
+    """Usage for a name that cannot be one, or that means something already."""
     if not NAME.fullmatch(name):
         why = "a name is letters, digits and . _ -, and begins with a letter or digit"
         raise Usage(f"{name!r:.80} cannot name a base", why=why)
-    _write("named", name, {"path": str(path.resolve()), "sha256": sha256})
+    if name in taken:
+        raise Usage(f"{name!r} is a base already", fix="choose another name")
+
+
+def add(name: str, path: Path, sha256: str) -> None:
+    """Give a base a name. Resources when it cannot be kept."""
+    _write("named", _table("named") | {name: {"path": str(path.resolve()), "sha256": sha256}})
+
+
+def remove(name: str) -> None:
+    """Forget a name; the base itself is not touched."""
+    _write("named", {k: v for k, v in _table("named").items() if k != name})
 
 
 def remember(name: str, path: Path, sha256: str) -> None:
     """Note where a base lies that an adapter is trained on; where that fails, --base is needed."""
-    with contextlib.suppress(OSError, Resources):
-        _write("used", sha256, {"name": name, "path": str(path.resolve()), "sha256": sha256})
+    with contextlib.suppress(Resources):
+        entry = {"name": name, "path": str(path.resolve()), "sha256": sha256}
+        _write("used", _table("used") | {sha256: entry})
 
 
 def used(sha256: str) -> list[Path]:
@@ -58,8 +70,9 @@ def _table(name: str) -> dict[str, dict[str, str]]:
     return {k: v for k, v in entries if isinstance(v, dict) and isinstance(v.get("path"), str)}
 
 
-def _write(table: str, key: str, entry: dict[str, Any]) -> None:
+def _write(table: str, entries: dict[str, Any]) -> None:
     file = user.data_file(FILE)
-    fsops.make_folder(file.parent)
-    with fsops.lock(file.with_suffix(".lock"), FILE, wait=True):
-        user.write(file, {**user.read(file), table: _table(table) | {key: entry}})
+    try:
+        user.write(file, {**user.read(file), table: entries})
+    except Resources as e:
+        raise Resources(e.what, why=e.why, fix="set XDG_DATA_HOME to a folder of yours") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamtune import fsops
+from dreamtune.errors import Resources
 
 
 def cache_file(name: str) -> Path:
@@ -34,8 +35,11 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, value: dict[str, Any]) -> None:
     """Replace `path`, whole or not at all. Resources when the disk refuses."""
-    fsops.make_folder(path.parent)
-    fsops.write_json(path, value)
+    try:
+        fsops.make_folder(path.parent)
+        fsops.write_json(path, value)
+    except OSError as e:
+        raise Resources(f"cannot write {path}", why=e.strerror or str(e)) from None
 
 
 def _home(variable: str, default: str) -> Path:

@@ -8,6 +8,7 @@ would open pickles, follow paths that a config names, and leave what is missing 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,11 +50,13 @@ class Stored:
     def rows(self, number: int, of: int) -> Stored:
         """One of `of` equal slices along the first dimension."""
         first, *rest = self.shape
-        size = header.BITS[self.dtype] // 8 * first // of
-        for n in rest:
-            size *= n
-        offset = self.offset + number * size
-        return dataclasses.replace(self, offset=offset, shape=(first // of, *rest))
+        part = dataclasses.replace(self, shape=(first // of, *rest))
+        return dataclasses.replace(part, offset=self.offset + number * part.size)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * header.BITS[self.dtype] // 8
 
     @property
     def final_shape(self) -> tuple[int, ...]:
