@@ -78,6 +78,17 @@ def test_a_repository_is_fetched_once_and_only_what_is_needed(
     assert "owner/model" in capsys.readouterr().out.splitlines()
 
 
+def test_a_dry_run_fetches_and_names_nothing(
+    hub: Hub, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fetch", "owner/model", "--dry-run") == 0
+    assert "would fetch" in capsys.readouterr().err
+    assert {file for file, _ in hub.asked} == {"model_index.json"}
+    assert run("add", "my-dog", str(saved), "--dry-run") == 0
+    assert run("info", "my-dog") == 10
+    assert run("remove", "my-dog") == 10
+
+
 def test_a_download_that_broke_off_goes_on_where_it_stopped(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

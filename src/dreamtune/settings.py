@@ -152,7 +152,7 @@ class Train:
     base: str = option(
         "mini",
         alias=("--pretrained-model-name-or-path",),
-        help="Base model: mini, tiny:sd, a folder in the diffusers layout, or a hub id.",
+        help="Base model: a name of `dreamtune base list`, a path, or a hub id.",
     )
     steps: int = option(
         0,

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dreamtune.bases import catalogue, names
+from dreamtune.bases import catalogue, hub, names
 from dreamtune.bases.folder import Folder
+from dreamtune.bases.hub import Remote
 from dreamtune.bases.single import Single
 from dreamtune.bases.weights import Stored
 from dreamtune.errors import Damaged, NotFound, UserError, WouldOverwrite, suggest
@@ -64,23 +65,32 @@ class Tiny:
 
 def find(text: str) -> Base | Tiny:
     """The base that `text` names, checked. NotFound, Network, Damaged, Unsafe, Usage, …"""
-    path = Path(text).expanduser()
     if text.startswith(TINY):
         return Tiny(text)
     if text in BUNDLED:
         return Folder(text, ASSETS / text)
     if entry := names.named().get(text):
         return _registered(text, Path(entry["path"]), entry.get("sha256", ""))
-    if known := catalogue.KNOWN.get(text):
-        return _hub(known.repo, known.revision, text, known.formerly)
+    if found := remote(text):
+        return hub.find(found, text)
+    path = Path(text).expanduser()
     if path.exists() or path.is_symlink():
         return at(path)
-    repo, _, revision = text.partition("@")
-    if _is_id(repo):
-        return _hub(repo, revision or None, text)
     if place := names.used_as(text):
         return at(place)
     raise unknown(text)
+
+
+def remote(text: str) -> Remote | None:
+    """The repository of the hub that `text` names; None when it names something else."""
+    if text in BUNDLED or text in names.named():
+        return None
+    if known := catalogue.KNOWN.get(text):
+        return Remote(known.repo, known.revision, known.formerly)
+    repo, _, revision = text.partition("@")
+    here = Path(text).expanduser()
+    is_id = hub.ID.fullmatch(repo) and not (here.exists() or here.is_symlink())
+    return Remote(repo, revision or None) if is_id else None
 
 
 def again(name: str, sha256: str) -> Base | Tiny:
@@ -99,14 +109,15 @@ def again(name: str, sha256: str) -> Base | Tiny:
         ) from None
 
 
-def register(name: str, base: Base, force: bool = False) -> None:
+def register(name: str, base: Base, force: bool = False, dry_run: bool = False) -> None:
     """Give a base of the user's a name. WouldOverwrite for a name that means another."""
     names.check(name, {*BUNDLED, *catalogue.KNOWN})
     old, sha256 = names.named().get(name), base.fingerprint()
     if old and old.get("sha256") != sha256 and not force:
         why = f"it is {old['path']}"
         raise WouldOverwrite(f"{name} is another base", why=why, fix="--force replaces it")
-    names.add(name, base.path, sha256)
+    if not dry_run:
+        names.add(name, base.path, sha256)
 
 
 def remember(base: Base | Tiny) -> None:
@@ -145,15 +156,3 @@ def _registered(name: str, path: Path, sha256: str) -> Base:
         fix = f"`{again} --force` takes it as it is now"
         raise Damaged(f"{name} has changed since it was added", why=str(path), fix=fix)
     return base
-
-
-def _hub(repo: str, revision: str | None, name: str, formerly: tuple[str, ...] = ()) -> Base:
-    from dreamtune.bases import hub
-
-    return hub.find(repo, revision, name, formerly)
-
-
-def _is_id(text: str) -> bool:
-    from dreamtune.bases import hub
-
-    return bool(hub.ID.fullmatch(text))

@@ -118,7 +118,6 @@ class Folder:
 
     name: str
     path: Path
-    outside: tuple[Path, ...] = ()  # where links may lead, beside the folder itself
 
     def check(self) -> None:
         """Look at everything that could be refused. NotFound, Damaged, Unsafe or Usage."""
@@ -220,14 +219,15 @@ class Folder:
         return self.parts[part]
 
     def _inside(self, file: Path) -> Path:
-        """`file`, if it is a regular file and no link leads out of the folder."""
+        """`file`, if it is a regular file, and no link leads out of the folder but into the hub's
+        cache, which is made of links.
+        """
         try:
             real, mode = file.resolve(strict=True), file.stat().st_mode
         except (OSError, RuntimeError):
             fix = "download or copy it again"
             raise Damaged(f"{self.path} is not complete", why=f"no {file}", fix=fix) from None
-        roots = [self.path.resolve(), *(p.resolve() for p in self.outside)]
-        if not any(real.is_relative_to(root) for root in roots):
+        if not (real.is_relative_to(self.path.resolve()) or real.is_relative_to(_hub_cache())):
             raise Unsafe(f"{file} is a link to {real}", why="that is outside of the base's folder")
         if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
             raise Unsafe(f"{file} is not a regular file")
@@ -244,6 +244,12 @@ class Folder:
         first, last = unet.get("conv_in.weight"), vae.get("decoder.conv_in.weight")
         if first and last and first.shape[1:2] != last.shape[1:2]:
             refuse_inputs(self.name, first.shape[1], last.shape[1])
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).resolve()
 
 
 def refuse_inputs(name: str, inputs: int, latents: int) -> NoReturn:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,45 +37,76 @@ MOVED = {
 }
 
 
-def find(repo: str, revision: str | None, name: str, formerly: Sequence[str] = ()) -> Folder:
-    """A repository's base from the cache, else from the hub. Network, Resources, NotFound, …
+@dataclass(frozen=True)
+class Remote:
+    """A repository at a revision. formerly: others that held the same commit."""
 
-    formerly: repositories that held the same commit.
-    """
-    return whole(repo, revision, name, formerly) or fetch(repo, revision, name)
+    repo: str
+    revision: str | None = None
+    formerly: tuple[str, ...] = ()
 
 
-def whole(
-    repo: str, revision: str | None, name: str, formerly: Sequence[str] = ()
-) -> Folder | None:
-    """A repository's base, when the cache has all of it."""
-    for place in (repo, *formerly):
-        local = cached(place, revision, name)
-        if local:
+@dataclass(frozen=True)
+class Plan:
+    """What a base needs of its repository: file -> bytes, and of these what is not here."""
+
+    index: Path  # model_index.json in the cache
+    sizes: dict[str, int]
+    absent: list[str]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes[file] for file in self.absent)
+
+
+def find(remote: Remote, name: str) -> Folder:
+    """A repository's base from the cache, else from the hub. Network, Resources, NotFound, …"""
+    return whole(remote, name) or fetch(remote, name)
+
+
+def whole(remote: Remote, name: str) -> Folder | None:
+    """A repository's base, when the cache has all of it; no connection is made."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for repo in (remote.repo, *remote.formerly):
+        index = try_to_load_from_cache(repo, layout.INDEX, revision=remote.revision)
+        if isinstance(index, str):
+            found = Folder(name, Path(index).parent)
             with contextlib.suppress(Damaged, NotFound):  # a download that broke off
-                local.check()
-                return local
+                found.check()
+                return found
     return None
 
 
-def cached(repo: str, revision: str | None, name: str) -> Folder | None:
-    """What the local cache has of a repository, whole or not; no connection is made."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, layout.INDEX, revision=revision)
-    return _folder(Path(found), name) if isinstance(found, str) else None
-
-
-def fetch(repo: str, revision: str | None, name: str) -> Folder:
+def fetch(remote: Remote, name: str) -> Folder:
     """Download what is needed and not here yet."""
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
 
+    needed = plan(remote)
+    repo, commit = remote.repo, needed.index.parent.name
+    _check_space(repo, needed.bytes)
+    console.say(f"fetching {len(needed.absent)} files, {needed.bytes / 1e9:.2f} GB")
+    with _errors(remote):
+        for file in needed.absent:
+            download.into_cache(repo, file, commit)
+        files = [glob.escape(file) for file in needed.sizes]
+        snapshot_download(repo, revision=commit, allow_patterns=files)
+    found = Folder(name, needed.index.parent)
+    found.check()
+    return found
+
+
+def plan(remote: Remote) -> Plan:
+    """Ask the hub what there is, and choose; only indexes are downloaded."""
+    from huggingface_hub import hf_hub_download
+
+    repo = remote.repo
     console.say(f"asking the hub for {repo}")
-    with _errors(repo, revision):
-        index = Path(hf_hub_download(repo, layout.INDEX, revision=revision))
+    with _errors(remote):
+        index = Path(hf_hub_download(repo, layout.INDEX, revision=remote.revision))
         commit = index.parent.name
         parts = layout.parts_of(layout.read_json(index), f"{repo}/{layout.INDEX}")
-        sizes = {s.rfilename: s.size or 0 for s in info(repo, commit).siblings or []}
+        sizes = {s.rfilename: s.size or 0 for s in info(Remote(repo, commit)).siblings or []}
 
         def shards(file: str) -> list[str]:
             place = Path(hf_hub_download(repo, file, revision=commit))
@@ -83,23 +115,16 @@ def fetch(repo: str, revision: str | None, name: str) -> Folder:
         wanted = [layout.INDEX]
         for part, kind in parts.items():
             wanted += _wanted(part, kind, list(sizes), shards)
-        absent = [f for f in wanted if not (index.parent / f).exists()]
-        _check_space(repo, sum(sizes[f] for f in absent))
-        console.say(f"fetching {repo}: {len(absent)} files, {_gigabytes(sizes, absent)}")
-        for file in absent:
-            download.into_cache(repo, file, commit)
-        snapshot_download(repo, revision=commit, allow_patterns=[glob.escape(f) for f in wanted])
-    found = _folder(index, name)
-    found.check()
-    return found
+    absent = [file for file in wanted if not (index.parent / file).exists()]
+    return Plan(index, {file: sizes.get(file, 0) for file in wanted}, absent)
 
 
-def info(repo: str, revision: str | None) -> ModelInfo:
+def info(remote: Remote) -> ModelInfo:
     """What the hub says of a repository: files with sizes, licence, gate."""
     from huggingface_hub import HfApi
 
-    with _errors(repo, revision):
-        return HfApi().model_info(repo, revision=revision, files_metadata=True)
+    with _errors(remote):
+        return HfApi().model_info(remote.repo, revision=remote.revision, files_metadata=True)
 
 
 def in_cache() -> list[str]:
@@ -108,11 +133,6 @@ def in_cache() -> list[str]:
 
     found = Path(constants.HF_HUB_CACHE).glob(f"models--*--*/snapshots/*/{layout.INDEX}")
     return sorted({p.parents[2].name.removeprefix("models--").replace("--", "/", 1) for p in found})
-
-
-def _folder(index: Path, name: str) -> Folder:
-    """The snapshot that `index` lies in; its files are links into the repository's blobs."""
-    return Folder(name, index.parent, outside=(index.parents[2] / "blobs",))
 
 
 def _wanted(part: str, kind: str, names: Sequence[str], shards: Any) -> list[str]:
@@ -146,12 +166,8 @@ def _full(repo: str, why: str) -> Resources:
     return Resources(f"cannot fetch {repo}", why=why, fix=fix)
 
 
-def _gigabytes(sizes: dict[str, int], files: Sequence[str]) -> str:
-    return f"{sum(sizes[f] for f in files) / 1e9:.2f} GB"
-
-
 @contextlib.contextmanager
-def _errors(repo: str, revision: str | None) -> Iterator[None]:
+def _errors(remote: Remote) -> Iterator[None]:
     """What can go wrong with a hub, each as one line with the way out."""
     from huggingface_hub.utils import disable_progress_bars, logging
 
@@ -162,7 +178,7 @@ def _errors(repo: str, revision: str | None) -> Iterator[None]:
     except UserError:
         raise
     except (download.client_error(), OSError) as e:
-        raise _explained(e, repo, revision) from None
+        raise _explained(e, remote.repo, remote.revision) from None
 
 
 def _explained(e: Exception, repo: str, revision: str | None) -> UserError:

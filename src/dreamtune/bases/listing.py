@@ -10,6 +10,7 @@ from typing import Any
 from dreamtune import bases
 from dreamtune.bases import Base, Tiny, catalogue, facts, hub, names
 from dreamtune.bases.facts import Facts
+from dreamtune.bases.hub import Remote
 from dreamtune.errors import Network, UserError
 
 LICENCES = {"mini": "Apache-2.0; its artwork as NOTICE says"}
@@ -30,10 +31,9 @@ def one(name: str, family_of: Callable[[Base], str]) -> Facts:
     """All that is known of one base, which need not be here. NotFound, Network, Damaged, …"""
     if name in catalogue.KNOWN and (said := _known(name)).path is None:
         return said
-    if repo := _repository(name):
-        id_, _, revision = repo.partition("@")
-        if not hub.whole(id_, revision or None, name):
-            return _asked(id_, revision or None)
+    remote = bases.remote(name)
+    if remote and not hub.whole(remote, name):
+        return _asked(remote)
     base = bases.find(name)
     if isinstance(base, Tiny):
         return Facts(name, "random weights", base.family)
@@ -42,18 +42,11 @@ def one(name: str, family_of: Callable[[Base], str]) -> Facts:
     return dataclasses.replace(found, licence=found.licence or LICENCES.get(name))
 
 
-def _repository(name: str) -> str:
-    """`name`, if it can only be a repository of the hub."""
-    is_id = hub.ID.fullmatch(name.partition("@")[0])
-    other = name in names.named() or Path(name).expanduser().exists()
-    return name if is_id and not other else ""
-
-
 def _known(name: str) -> Facts:
     known = catalogue.KNOWN[name]
     said = facts.of_known(name, known, None)
     try:
-        base = hub.whole(known.repo, known.revision, name, known.formerly)
+        base = hub.whole(Remote(known.repo, known.revision, known.formerly), name)
     except UserError as e:
         return dataclasses.replace(said, where=f"refused: {e.what}")
     return dataclasses.replace(said, where="here", path=base.path) if base else said
@@ -61,16 +54,17 @@ def _known(name: str) -> Facts:
 
 def _cached(repo: str) -> Facts:
     try:
-        base = hub.whole(repo, None, repo)
+        base = hub.whole(Remote(repo), repo)
     except UserError as e:
         return Facts(repo, f"refused: {e.what}", repo=repo)
     return Facts(repo, "here" if base else "not whole", repo=repo, path=base.path if base else None)
 
 
-def _asked(repo: str, revision: str | None) -> Facts:
+def _asked(remote: Remote) -> Facts:
     """What the hub says of a repository that is not here."""
+    repo = remote.repo
     try:
-        said = hub.info(repo, revision)
+        said = hub.info(remote)
     except Network as e:
         raise Network(f"{repo} is not here and cannot be asked for", why=e.why, fix=e.fix) from None
     card: Any = said.card_data or {}

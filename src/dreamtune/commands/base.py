@@ -62,6 +62,7 @@ def add(
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Also when it means another base, or has changed.")
     ] = False,
+    dry_run: flags.DryRun = False,
     json: flags.Json = False,
 ) -> None:
     """Give a base of your own a name for --base; its files are hashed, and changes noticed."""
@@ -70,7 +71,10 @@ def add(
     base = bases.at(path, name)
     _family(base)
     console.say(f"hashing {path}")
-    bases.register(name, base, force)
+    bases.register(name, base, force, dry_run)
+    if dry_run:
+        console.say(f"would call it {name}")
+        return
     console.hint(f"dreamtune train --base {name}")
     if json:
         console.json({"name": name, "path": str(base.path), "fingerprint": base.fingerprint()})
@@ -78,7 +82,10 @@ def add(
         console.out(name)
 
 
-def remove(name: Annotated[str, typer.Argument(help="A name that you gave.")]) -> None:
+def remove(
+    name: Annotated[str, typer.Argument(help="A name that you gave.")],
+    dry_run: flags.DryRun = False,
+) -> None:
     """Forget a name; the files stay where they are."""
     from ..bases import names
     from ..errors import NotFound, suggest
@@ -86,14 +93,23 @@ def remove(name: Annotated[str, typer.Argument(help="A name that you gave.")]) -
     if name not in names.named():
         fix = suggest(name, names.named()) or "see `dreamtune base list`"
         raise NotFound(f"you gave no base the name {name!r}", fix=fix)
-    names.remove(name)
+    if dry_run:
+        console.say(f"would forget {name}, which is {names.named()[name]['path']}")
+    else:
+        names.remove(name)
 
 
-def fetch(name: Name) -> None:
+def fetch(name: Name, dry_run: flags.DryRun = False) -> None:
     """Download a base, or what is missing of it, and print its folder."""
     from .. import bases
+    from ..bases import hub
     from ..errors import Usage
 
+    remote = bases.remote(name)
+    if dry_run and remote:
+        needed = hub.plan(remote)
+        console.say(f"would fetch {len(needed.absent)} files, {_gigabytes(needed.bytes)}")
+        return
     base = bases.find(name)
     if isinstance(base, bases.Tiny):
         raise Usage(f"{name} has no files", why="its weights are random")
