@@ -1,13 +1,12 @@
 """Optimizers by name: a function of this module takes parameter groups and gives an optimizer.
 
 groups: dicts with "params", "lr" and "weight_decay", as torch.optim reads them. Those that are not
-torch's or transformers' come with `pip install 'dreamtune[optimizers]'`.
+torch's or transformers' come with an extra, as `pip install 'dreamtune[optimizers]'`.
 """
 
 from __future__ import annotations
 
 import importlib
-import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -93,8 +92,7 @@ def adamw(groups: Groups) -> Optimizer:
 
 def adamw8bit(groups: Groups) -> Optimizer:
     """AdamW with its moments in 8 bits by blocks (Dettmers et al., arXiv:2110.02861)."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for kernels of no use here
-    return _library("bitsandbytes", "adamw8bit").optim.AdamW8bit(groups)
+    return _library("bitsandbytes", "adamw8bit", "8bit").optim.AdamW8bit(groups)
 
 
 def adafactor(groups: Groups) -> Optimizer:
@@ -130,7 +128,7 @@ def schedule_free(groups: Groups) -> Optimizer:
     return _library("pytorch_optimizer", "schedule-free").ScheduleFreeAdamW(groups)
 
 
-def _library(package: str, name: str) -> Any:
+def _library(package: str, name: str, extra: str = "optimizers") -> Any:
     """An optional package, or Usage that says how to get it."""
     try:
         return importlib.import_module(package)
@@ -138,5 +136,5 @@ def _library(package: str, name: str) -> Any:
         raise Usage(
             f"--optimizer {name} needs {package}",
             why=str(e),
-            fix="pip install 'dreamtune[optimizers]', or use --optimizer adamw",
+            fix=f"pip install 'dreamtune[{extra}]', or use --optimizer adamw",
         ) from None

@@ -262,6 +262,15 @@ class Train:
         help="Of the frozen weights and the arithmetic; auto is bf16 on a GPU.",
     )
     device: str = option("auto", choices=("auto", "cpu", "cuda"), help="Where it runs.")
+    gradient_checkpointing: bool = option(
+        False, help="Keep fewer activations: less memory, a third more time."
+    )
+    tf32: bool = option(
+        False,
+        alias=("--allow-tf32",),
+        rare=True,
+        help="Let a GPU round fp32 products; faster where the precision is fp32.",
+    )
     preview_every: int | None = option(
         None, low=1, alias=("--validation-steps",), help="Updates between preview pictures."
     )

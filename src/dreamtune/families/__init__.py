@@ -6,6 +6,7 @@ which pipeline classes are its own, and of which classes its parts are.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from dreamtune.diffusion import Process
     from dreamtune.families._text import TextStack
+
+# Where it is installed the libraries import it, and it tells of kernels that nobody asked for.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class Family(Protocol):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamtune import console, fsops
-from dreamtune.errors import NonFinite, UserError
 
 if TYPE_CHECKING:
     from dreamtune.families import Family
@@ -27,5 +26,5 @@ def preview(
         png = io.BytesIO()
         picture.save(png, "png")
         fsops.write_bytes(fsops.make_folder(folder) / f"{step:06d}.png", png.getvalue())
-    except (NonFinite, UserError, RuntimeError, OSError) as e:
-        console.warn(f"no preview at step {step}: {e}")
+    except Exception as e:  # whatever it is, hours of training are worth more
+        console.warn(f"no preview at step {step}: {e or type(e).__name__}")

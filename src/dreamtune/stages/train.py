@@ -174,7 +174,7 @@ class Training:
         self.accelerator = Accelerator(
             mixed_precision=mixed, cpu=device == "cpu", gradient_accumulation_plugin=plugin
         )
-        devices.make_exact()
+        devices.make_exact(train.tf32)
         self.machine = self._machine(precision)
         self.family = devices.load(ask.base, str(self.accelerator.device), precision)
         self._check_resolution()
@@ -182,6 +182,8 @@ class Training:
             ask.method.options
         )
         self.method.attach(self.family, ask.concepts, train.seed, train.prior == "teacher")
+        if train.gradient_checkpointing:
+            devices.save_memory(self.family, self.method.live())
         self.concepts = [self._bound(concept) for concept in ask.concepts]
         self.parameters = {
             f"{group.role}.{name}": p
