@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dreamtune import families, plugins, settings
 from dreamtune.artifacts import Artifact, Store
 from dreamtune.recipe import Chosen, method_options
+from dreamtune.sampling import Look
 from dreamtune.stages import adapters, sets, train
+from tests.variants import VARIANTS
 
+LOOK = Look(steps=3, guidance=4.0, size=(64, 64))
 CASES = [
     (family, method)
     for family in plugins.names("dreamtune.families")
@@ -85,25 +89,97 @@ def run_matrix_case(
     return artifact
 
 
-@pytest.mark.parametrize("name", plugins.names("dreamtune.families"))
-def test_without_an_adapter_sampling_is_the_pipeline_bit_for_bit(name: str) -> None:
+@pytest.mark.parametrize("negative", ["", "blurred"], ids=["plain", "negative"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_without_an_adapter_sampling_is_the_pipeline_bit_for_bit(name: str, negative: str) -> None:
     from dreamtune.sampling import Look, pictures
 
-    family = families.load(f"tiny:{name}", torch.float32)
-    look = Look(steps=3, guidance=4.0, size=(64, 64), negative="blurred")
+    family = VARIANTS[name]()
+    look = Look(steps=3, guidance=4.0, size=(64, 64), negative=negative)
     ours = [np.asarray(p) for p in pictures(family, "a dog", [5, 6], look, 2)]
-    pipeline = families.load(f"tiny:{name}", torch.float32).pipeline()
-    theirs = pipeline(
-        "a dog",
-        negative_prompt="blurred",
-        num_images_per_prompt=2,
+    theirs = by_pipeline(VARIANTS[name](), "a dog", [5, 6], negative)
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def by_pipeline(
+    family: families.Family, prompt: str, seeds: list[int], negative: str = ""
+) -> list[np.ndarray]:
+    """Pictures of three steps by the family's diffusers pipeline, called as its users do."""
+    lengths = [stack.length for stack in family.text if stack.part == "text_encoder_3"]
+    length = {"max_sequence_length": lengths[0]} if lengths else {}
+    pipeline = family.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompt,
+        negative_prompt=negative or None,
+        num_images_per_prompt=len(seeds),
         num_inference_steps=3,
         guidance_scale=4.0,
         width=64,
         height=64,
-        generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **length,
     ).images
-    assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(ours, theirs, strict=True))
+    return [np.asarray(image) for image in images]
+
+
+FILES = {
+    "lora": "pytorch_lora_weights.safetensors",
+    "embedding": "learned_embeds.safetensors",
+}
+RELOADS = [(name, "lora") for name in ("sd", "sdxl", "sd3", "flux dev", "flux schnell")]
+RELOADS += [(name, "embedding") for name in ("sd", "sdxl", "flux dev")]
+
+
+@pytest.mark.parametrize(("name", "method"), RELOADS)
+def test_plain_diffusers_gives_the_same_pictures(
+    name: str,
+    method: str,
+    store: Store,
+    make_prep: Callable[..., Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Through load_lora_weights and load_textual_inversion, which SD 3's pipeline has not."""
+    from dreamtune.sampling import pictures
+
+    VARIANTS[name]().pipeline().save_pretrained(tmp_path / "base")
+    prep = make_prep()
+    ask = ask_for(store, prep, str(tmp_path / "base"), method)
+    with store.draft("adapter", ask.name, ask.key, ask.recipe, [prep.id], keep=True) as draft:
+        artifact = train.Training(ask, draft).run(None)
+    family = families.load(str(tmp_path / "base"), torch.float32)
+    plain = [np.asarray(p) for p in pictures(family, "a dog", [5], LOOK, 1)]
+    adapters.put_in(family, adapters.Adapter(artifact))
+    ours = [np.asarray(p) for p in pictures(family, "a [V01] dog", [5], LOOK, 1)]
+
+    other = families.load(str(tmp_path / "base"), torch.float32)
+    pipeline = other.pipeline()
+    if method == "lora":
+        pipeline.load_lora_weights(artifact.path)
+    else:
+        load_words(pipeline, artifact.path / FILES[method])
+    monkeypatch.setattr(other, "pipeline", lambda: pipeline)
+    (word,) = {stack.words["[V01]"] for stack in family.text}
+    theirs = by_pipeline(other, f"a {word} dog", [5])
+    assert np.abs(ours[0].astype(int) - theirs[0]).max() <= 1
+    assert np.abs(ours[0].astype(int) - plain[0]).max() > 1
+
+
+def load_words(pipeline: object, file: Path) -> None:
+    """A file with one encoder's vectors as it is; one with several, one by one."""
+    tensors = load_file(file)
+    if len(tensors) == 1:
+        pipeline.load_textual_inversion(file)  # type: ignore[attr-defined]
+        return
+    second = {"clip_g": "_2", "t5xxl": "_2", "clip_l": ""}
+    for key, vectors in tensors.items():
+        pipeline.load_textual_inversion(  # type: ignore[attr-defined]
+            {"emb_params": vectors},
+            token="<embedding-dog-v01>",
+            text_encoder=getattr(pipeline, f"text_encoder{second[key]}"),
+            tokenizer=getattr(pipeline, f"tokenizer{second[key]}"),
+        )
 
 
 def test_pictures_do_not_depend_on_the_batch() -> None:

@@ -10,7 +10,7 @@ from dreamtune.errors import Resources
 if TYPE_CHECKING:
     import torch
 
-    from dreamtune.bases import Base, Tiny
+    from dreamtune.bases import Found
     from dreamtune.families import Family
 
 
@@ -35,7 +35,7 @@ def model_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def load(base: Base | Tiny | str, device: str, precision: str) -> Family:
+def load(base: Found | str, device: str, precision: str) -> Family:
     """The base on a device, frozen, its denoiser and text encoders in fp32, bf16 or fp16."""
     import torch
 

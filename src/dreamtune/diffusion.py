@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dreamtune.errors import Usage
+
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -25,7 +27,9 @@ class Process(Protocol):
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
-    def to(self, device: torch.device) -> Process: ...
+    def to(self, device: torch.device | str) -> Process: ...
+    def tuned(self, times: Times, shift: float | None) -> Process:
+        """With other times and, unless None, another shift; Usage where there is no shift."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,16 @@ class Ddpm:
         alpha, sigma = self._coefficients(t, x0)
         return alpha * noise - sigma * x0
 
-    def to(self, device: torch.device) -> Ddpm:
+    def to(self, device: torch.device | str) -> Ddpm:
         """With its table on a device, where the loop reads it without waiting."""
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
+
+    def tuned(self, times: Times, shift: float | None) -> Ddpm:
+        """With times of another density; a schedule of betas cannot be shifted."""
+        if shift is not None:
+            why = "the base's noise follows a schedule of betas"
+            raise Usage("--shift is for flow models", why=why, fix="leave it out")
+        return replace(self, times=times)
 
     def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         squared = self.alphas_cumprod[t].view(-1, *[1] * (like.ndim - 1))
@@ -156,6 +167,10 @@ class Flow:
         """The velocity of the straight path, noise - x0."""
         return noise - x0
 
-    def to(self, device: torch.device) -> Flow:
+    def to(self, device: torch.device | str) -> Flow:
         """Itself: it has no table."""
         return self
+
+    def tuned(self, times: Times, shift: float | None) -> Flow:
+        """With times of another density, and a fixed shift unless None."""
+        return replace(self, times=times, shift=self.shift if shift is None else shift)

@@ -145,6 +145,31 @@ def _is_share(text: str) -> bool:
         return False
 
 
+# What may be said of a base, in training and in sampling (bases.overrides).
+PREDICTION: dict[str, Any] = {
+    "choices": ("epsilon", "v_prediction"),
+    "alias": ("--prediction-type",),
+    "rare": True,
+    "help": "What the base predicts, where its files say it wrong.",
+}
+ZERO_SNR: dict[str, Any] = {
+    "alias": ("--rescale-betas-zero-snr",),
+    "rare": True,
+    "help": "The base's noise ends in pure noise (zero terminal SNR).",
+}
+CLIP_SKIP: dict[str, Any] = {
+    "low": 1,
+    "high": 24,
+    "rare": True,
+    "help": "Read text at this layer from CLIP's end, as A1111 counts; 1 is the usual one.",
+}
+VAE: dict[str, Any] = {
+    "alias": ("--pretrained-vae-model-name-or-path",),
+    "rare": True,
+    "help": "A folder or base whose autoencoder is used instead.",
+}
+
+
 @dataclass(frozen=True)
 class Train:
     """The [train] table: what every method has in common."""
@@ -254,6 +279,32 @@ class Train:
     noise_offset: float = option(
         0.0, low=0, high=1, rare=True, help="Noise that is even over the picture; 0.1 is usual."
     )
+    timesteps: str | None = option(
+        None,
+        choices=("uniform", "logit-normal", "mode", "cosmap"),
+        rare=True,
+        help="Which noise levels are drawn how often. [uniform; logit-normal in flow models]",
+    )
+    logit_mean: float = option(
+        0.0, low=-5, high=5, rare=True, help="Of logit-normal; more than 0 prefers noise."
+    )
+    logit_std: float = option(1.0, above=0, high=5, rare=True, help="Of logit-normal.")
+    mode_scale: float = option(1.29, low=-1, high=1.75, rare=True, help="Of mode.")
+    shift: float | None = option(
+        None, above=0, high=100, rare=True, help="Moves a flow's times towards noise. [the base's]"
+    )
+    guidance: float | None = option(
+        None,
+        low=0,
+        high=100,
+        alias=("--guidance-scale",),
+        rare=True,
+        help="What FLUX.1 dev is told in training. [1]",
+    )
+    prediction: str | None = option(None, **PREDICTION)
+    zero_snr: bool | None = option(None, **ZERO_SNR)
+    clip_skip: int | None = option(None, **CLIP_SKIP)
+    vae: str | None = option(None, **VAE)
     seed: int = option(0, low=0, high=2**63 - 1, help="Where every random number comes from.")
     precision: str = option(
         "auto",
@@ -320,6 +371,10 @@ class Sample:
     )
     negative: str = option("", alias=("--negative-prompt",), help="What to keep out.")
     size: str | None = option(None, help="WIDTHxHEIGHT or one number, in pixels. [the base's]")
+    prediction: str | None = option(None, **PREDICTION)
+    zero_snr: bool | None = option(None, **ZERO_SNR)
+    clip_skip: int | None = option(None, **CLIP_SKIP)
+    vae: str | None = option(None, **VAE)
     batch: int = option(4, low=1, high=1024, help="Pictures at once.")
     precision: str = option(
         "auto", choices=("auto", "fp32", "bf16", "fp16"), help="auto is fp32 on a CPU, else bf16."

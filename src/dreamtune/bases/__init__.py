@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from dreamtune.bases import catalogue, hub, names
 from dreamtune.bases.folder import Folder
 from dreamtune.bases.hub import Remote
+from dreamtune.bases.overrides import Overridden
 from dreamtune.bases.single import Single
 from dreamtune.bases.weights import Stored
 from dreamtune.errors import Damaged, NotFound, UserError, WouldOverwrite, suggest
@@ -39,6 +40,8 @@ class Base(Protocol):
     def path(self) -> Path: ...
     @property
     def pipeline(self) -> str: ...  # class of its diffusers pipeline
+    @property
+    def settings(self) -> dict[str, Any]: ...  # what the pipeline is told beside its parts
     @property
     def parts(self) -> dict[str, str]: ...  # part -> class
     def check(self) -> None: ...
@@ -61,6 +64,9 @@ class Tiny:
 
     def fingerprint(self, part: str = "") -> str:
         return f"{self.name}/{part}"
+
+
+Found = Base | Tiny | Overridden
 
 
 def find(text: str) -> Base | Tiny:
@@ -120,10 +126,19 @@ def register(name: str, base: Base, force: bool = False, dry_run: bool = False) 
         names.add(name, base.path, sha256)
 
 
-def remember(base: Base | Tiny) -> None:
+def remember(base: Found) -> None:
     """Note where a base lies that an adapter is trained on, for `again`."""
+    if isinstance(base, Overridden):
+        base.remember()
+        base = base.base
     if not isinstance(base, Tiny) and not base.path.is_relative_to(ASSETS):
         names.remember(base.name, base.path, base.fingerprint())
+
+
+def named(base: Found) -> dict[str, str]:
+    """What a recipe calls a base, and the autoencoder that stands in for its own."""
+    vae = base.vae if isinstance(base, Overridden) else None
+    return {"base": base.name, **({"vae": vae.name} if vae else {})}
 
 
 def at(path: Path, name: str = "") -> Base:

@@ -114,10 +114,11 @@ def shards_of(index: dict[str, Any], place: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Folder:
-    """A base in the diffusers layout. `name` is what outputs call it."""
+    """A base in the diffusers layout, or one part of one. `name` is what outputs call it."""
 
     name: str
     path: Path
+    alone: str = ""  # the part that the folder itself is, with no others and no index
 
     def check(self) -> None:
         """Look at everything that could be refused. NotFound, Damaged, Unsafe or Usage."""
@@ -131,6 +132,9 @@ class Folder:
 
     @functools.cached_property
     def index(self) -> dict[str, Any]:
+        if self.alone:
+            kind = self._json(self.path / "config.json").get("_class_name")
+            return {self.alone: ["diffusers", kind]}
         if not (self.path / INDEX).is_file():
             raise NotFound(
                 f"{self.path} is no base",
@@ -144,6 +148,11 @@ class Folder:
         """Class of the diffusers pipeline that the folder is for."""
         return pipeline_of(self.index, str(self.path / INDEX))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the pipeline is told beside its parts."""
+        return {k: v for k, v in self.index.items() if k[:1] != "_" and not isinstance(v, list)}
+
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Part to class."""
@@ -152,7 +161,7 @@ class Folder:
     def config(self, part: str) -> dict[str, Any]:
         """The config of a part with weights, or of the scheduler."""
         model = self._kind(part) in MODELS
-        file = self.path / part / ("config.json" if model else "scheduler_config.json")
+        file = self._place(part) / ("config.json" if model else "scheduler_config.json")
         config = self._json(file)
         check_config(config, str(file), len(self.tensors(part)) if model else MOST_STEPS)
         return config
@@ -175,10 +184,10 @@ class Folder:
         """The tokenizer of class `kind` in `part`."""
         self._kind(part)
         try:
-            return kind.from_pretrained(self.path / part, local_files_only=True)
+            return kind.from_pretrained(self._place(part), local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as e:
             why = (str(e).strip() or repr(e)).splitlines()[0]
-            raise Damaged(f"{self.path / part} cannot be loaded", why=why) from None
+            raise Damaged(f"{self._place(part)} cannot be loaded", why=why) from None
 
     def fingerprint(self, part: str = "") -> str:
         """Hash of what is used of the base, or of one part of it, such as "vae"."""
@@ -190,7 +199,7 @@ class Folder:
 
     def files(self, part: str) -> list[Path]:
         """What is used of a part."""
-        folder, kind = self.path / part, self.parts[part]
+        folder, kind = self._place(part), self.parts[part]
         if kind in TOKENIZERS:
             return sorted(p for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model"))
         if kind in MODELS:
@@ -202,7 +211,7 @@ class Folder:
         return {}
 
     def _weights(self, part: str) -> list[Path]:
-        folder = self.path / part
+        folder = self._place(part)
         names = [p.name for p in folder.glob("*")] if folder.is_dir() else []
         file, _ = weight_files(names, str(folder))
         if file.endswith(".safetensors"):
@@ -212,6 +221,9 @@ class Folder:
             why = f"{folder / file} names it"
             raise Damaged(f"there is no {gone[0]}", why=why, fix="download or copy it again")
         return [folder / shard for shard in shards]
+
+    def _place(self, part: str) -> Path:
+        return self.path if part == self.alone else self.path / part
 
     def _kind(self, part: str) -> str:
         if part not in self.parts:

@@ -44,6 +44,11 @@ class Single:
     def kind(self) -> Kind:
         return checkpoint.recognise(self.path.name, self._shapes)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the pipeline is told beside its parts: a file says nothing."""
+        return {}
+
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Part to class."""

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamtune import bases, floors, plugins
-from dreamtune.bases import Base, Tiny
+from dreamtune.bases import Base, Found, Tiny
+from dreamtune.bases.overrides import Overridden, Overrides
 from dreamtune.errors import Usage
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Family(Protocol):
     lora_layout: str  # a key of formats.kohya.LAYOUTS
     reads_chunks: bool  # whether a prompt may be longer than its encoder takes at once
     distilled: bool  # from guidance: it may be told the scale, and takes no negative prompt
+    guidance: float | None  # what a base that is told the scale is told in training
+    zeros_for_no_text: bool  # whether no negative prompt means zeros instead of an empty prompt
     denoiser_name: str  # "unet" or "transformer", its folder in the diffusers layout
     denoiser: Any
     vae: Any
@@ -54,6 +57,9 @@ class Family(Protocol):
     @classmethod
     def tiny(cls) -> Family: ...
 
+    def override(self, said: Overrides) -> None:
+        """Let what is said hold instead of what the files say; Usage for what cannot be trained."""
+
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]: ...
     def decode_image(self, latents: Tensor) -> Tensor: ...
     def encode_text(
@@ -69,24 +75,49 @@ class Family(Protocol):
     def pipeline(self) -> Any: ...
 
 
-def load(base: Base | Tiny | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Family:
+def load(base: Found | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Family:
     """A base, or what bases.find makes of a name, on a device: frozen, in `dtype`, VAE in fp32."""
     floors.require()
     base = bases.find(base) if isinstance(base, str) else base
-    kind = of(base)
-    if isinstance(base, Tiny):
-        family = kind.tiny()
-        family.vae.to(device)
-        for module in (family.denoiser, *(stack.encoder for stack in family.text)):
-            module.to(device, dtype)
-    else:
-        family = kind.load(base, dtype, device)
+    whole = base if isinstance(base, Overridden) else Overridden(base, Overrides())
+    family = _load(whole.base, dtype, device)
+    if whole.vae:
+        family.vae = _other_vae(family, whole.vae, device)
+    family.override(whole.said)
     family.process = family.process.to(device)
     return family
 
 
-def of(base: Base | Tiny) -> Any:
+def _load(base: Base | Tiny, dtype: torch.dtype, device: torch.device | str) -> Family:
+    kind = of(base)
+    if not isinstance(base, Tiny):
+        loaded: Family = kind.load(base, dtype, device)
+        return loaded
+    family: Family = kind.tiny()
+    family.vae.to(device)
+    for module in (family.denoiser, *(stack.encoder for stack in family.text)):
+        module.to(device, dtype)
+    return family
+
+
+def _other_vae(family: Family, base: Base, device: torch.device | str) -> Any:
+    """The autoencoder of another base, in fp32. Usage when its latents are of another shape."""
+    import torch
+
+    own, other = family.vae, base.load("vae", type(family.vae), torch.float32, device)
+    facts = [(len(v.config.block_out_channels), v.config.latent_channels) for v in (own, other)]
+    if facts[0] != facts[1]:
+        raise Usage(
+            f"the autoencoder of {base.name} is not for {family.base}",
+            why=f"its latents have {facts[1][1]} channels, and {facts[0][1]} are read",
+            fix="use one that was made for this kind of base",
+        )
+    return other
+
+
+def of(base: Found) -> Any:
     """The Family class of a base. Usage when there is none for its pipeline, or a part differs."""
+    base = base.base if isinstance(base, Overridden) else base
     if isinstance(base, Tiny):
         return plugins.load(__name__, base.family).Family
     families = [plugins.load(__name__, name).Family for name in plugins.names(__name__)]

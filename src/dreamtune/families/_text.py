@@ -169,6 +169,16 @@ def read_stacks(base: Base, encoders: dict[str, Any], t5_length: int = 0) -> lis
     return stacks
 
 
+def check_clip_skip(base: str, stacks: Sequence[TextStack], skip: int) -> None:
+    """Usage when a CLIP has no layer that far from its end."""
+    clips = [stack.encoder.config for stack in stacks if stack.part != "text_encoder_3"]
+    layers = min((config.num_hidden_layers for config in clips), default=0)
+    if skip > max(1, layers):
+        raise Usage(
+            f"--clip-skip {skip} is too much for {base}", why=f"its CLIP has {layers} layers"
+        )
+
+
 def emphasised(states: Tensor, weights: Tensor | None) -> Tensor:
     """States (1, L, D) times their tokens' weights (1, L), the mean restored.
 

@@ -1,14 +1,19 @@
-"""What the UNet families share: noise process, latents, sizes."""
+"""What the UNet families share: noise process, sizes, and what may be said of them otherwise."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor
 
 from dreamtune.bases import Base
+from dreamtune.bases.overrides import Overrides
+from dreamtune.diffusion import PREDICTIONS, Ddpm
+from dreamtune.errors import Usage
+from dreamtune.families import _parts
+from dreamtune.families._text import TextStack, check_clip_skip, read_stacks
+from dreamtune.families._vae import spatial_factor
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 MLP = ["ff.net.0.proj", "ff.net.2"]
@@ -21,39 +26,62 @@ LORA_TARGETS = {
 }
 
 
-def encode_image(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior of pixels (B, 3, H, W) in [-1, 1]: mean and std, (B, C, h, w) fp32, scaled."""
-    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
-    shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
-    return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+class UnetFamily(Protocol):
+    base: str
+    text: list[TextStack]
+    scheduler: DDIMScheduler
+    process: Ddpm
+    clip_skip: int
 
 
-def decode_image(vae: Any, latents: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) of scaled latents (B, C, h, w), in the VAE's own precision.
-
-    diffusers' pipelines hand the denoiser's dtype to the VAE, which fails when they differ.
-    """
-    latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    return vae.decode(latents, return_dict=False)[0]
-
-
-def spatial_factor(vae: Any) -> int:
-    """Pixels to a latent."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
-def scheduler(base: Base) -> DDIMScheduler:
-    """DDIM with the noise schedule of a base, whatever scheduler that names."""
-    # Configs of other schedulers lack `clip_sample`, and DDIM's default is for pixels, not latents.
-    return DDIMScheduler.from_config(base.config("scheduler"), clip_sample=False)
-
-
-def parts(
+def read(
     base: Base, classes: dict[str, Any], dtype: torch.dtype, device: torch.device | str
-) -> dict[str, Any]:
-    """Frozen modules of a base, by name of the part; the VAE stays in fp32."""
-    return {
-        name: base.load(name, kind, torch.float32 if name == "vae" else dtype, device)
-        for name, kind in classes.items()
-        if name in base.parts
-    }
+) -> tuple[Any, Any, list[TextStack], DDIMScheduler]:
+    """UNet, VAE, text encoders and noise schedule of a base."""
+    parts = _parts.read(base, classes, dtype, device)
+    unet, vae = parts.pop("unet"), parts.pop("vae")
+    # DDIM, whatever scheduler the base names. Configs of others lack `clip_sample`, and DDIM's
+    # default is for pixels, not latents.
+    scheduler = DDIMScheduler.from_config(base.config("scheduler"), clip_sample=False)
+    return unet, vae, read_stacks(base, parts), scheduler
+
+
+def sizes(unet: Any, vae: Any) -> tuple[int, int]:
+    """The side that the UNet was trained at, and what sides must be a multiple of, px."""
+    factor = spatial_factor(vae)
+    levels = len(unet.config.block_out_channels)
+    return int(unet.config.sample_size) * factor, factor * 2 ** (levels - 1)
+
+
+def override(family: UnetFamily, said: Overrides) -> None:
+    """Let what is said of a base hold instead of what its files say. Usage for what cannot be."""
+    changes: dict[str, Any] = {}
+    if said.prediction is not None:
+        changes["prediction_type"] = said.prediction
+    if said.zero_snr is not None:
+        # Steps that leave out the last time would never start from pure noise: arXiv:2305.08891.
+        spacing = {"timestep_spacing": "trailing"} if said.zero_snr else {}
+        changes |= {"rescale_betas_zero_snr": said.zero_snr, **spacing}
+    if changes:
+        family.scheduler = DDIMScheduler.from_config(family.scheduler.config, **changes)
+        family.process = Ddpm.from_scheduler(family.scheduler)
+    family.clip_skip = said.clip_skip or 1
+    check_clip_skip(family.base, family.text, family.clip_skip)
+    _check_prediction(family)
+
+
+def _check_prediction(family: UnetFamily) -> None:
+    """Usage for what cannot be trained."""
+    prediction = family.process.prediction
+    if prediction not in PREDICTIONS:
+        raise Usage(
+            f"{family.base} predicts {prediction!r}",
+            why=f"dreamtune trains {' and '.join(PREDICTIONS)}",
+            fix="if its scheduler_config.json is wrong, say what holds: --prediction",
+        )
+    if prediction == "epsilon" and family.scheduler.config.rescale_betas_zero_snr:
+        raise Usage(
+            f"{family.base} predicts epsilon with zero terminal SNR",
+            why="from pure noise there is nothing left to predict (arXiv:2305.08891)",
+            fix="add --prediction v_prediction, or --no-zero-snr",
+        )

@@ -22,15 +22,13 @@ from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
 from dreamtune.bases import Base
+from dreamtune.bases.overrides import Overrides
 from dreamtune.diffusion import Flow
-from dreamtune.families import _flow, _tiny, _unet
+from dreamtune.errors import Usage
+from dreamtune.families import _flow, _parts, _tiny, _vae
 from dreamtune.families._text import NO_WEIGHTS, TextStack, emphasised, read_stacks
 
 T5_LENGTHS = {True: 512, False: 256}  # tokens of a prompt: dev's, schnell's
-# What dev is told in training: at 1 the distilled model predicts what plain training teaches.
-GUIDANCE = 1.0
-_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-_ATTENTION += ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]  # the text stream's
 _MLP = ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"]
 
 
@@ -50,6 +48,8 @@ class Family:
     denoiser_name = "transformer"
     reads_chunks = False
     distilled = True
+    zeros_for_no_text = False
+    encode_image, decode_image = _vae.encode_image, _vae.decode_image
 
     def __init__(
         self,
@@ -62,26 +62,25 @@ class Family:
         self.base, self.denoiser, self.vae, self.text = base, transformer, vae, text
         self.scheduler = scheduler
         self.process = Flow.from_scheduler(scheduler)
-        self.guided = bool(transformer.config.guidance_embeds)
-        self.spec = "flux-dev" if self.guided else "flux-schnell"
+        guided = bool(transformer.config.guidance_embeds)
+        self.spec = "flux-dev" if guided else "flux-schnell"
+        # At 1 the distilled model predicts what plain training teaches it.
+        self.guidance: float | None = 1.0 if guided else None
         self.resolution = int(vae.config.sample_size)
-        self.multiple = 2 * _unet.spatial_factor(vae)
-        outs = [f"single_transformer_blocks.{i}.proj_out" for i in range(len(self._singles))]
-        blocks = [*_ATTENTION, *_MLP, *outs]
-        self.lora_targets = {"attention": _ATTENTION, "attention+mlp": blocks, "all": blocks}
-
-    @property
-    def _singles(self) -> Any:
-        return self.denoiser.single_transformer_blocks
+        self.multiple = 2 * _vae.spatial_factor(vae)
+        singles = range(transformer.config.num_single_layers)
+        mlp = [*_MLP, *(f"single_transformer_blocks.{i}.proj_out" for i in singles)]
+        attention = _flow.ATTENTION
+        both = [*attention, *mlp]
+        self.lora_targets = {"attention": attention, "attention+mlp": both, "all": both}
 
     @classmethod
     def load(cls, base: Base, dtype: torch.dtype, device: torch.device | str) -> Family:
         """From the files of a base; frozen, in `dtype`, the VAE in fp32."""
-        parts = _unet.parts(base, cls.parts, dtype, device)
+        parts = _parts.read(base, cls.parts, dtype, device)
         transformer, vae = parts.pop("transformer"), parts.pop("vae")
         text = read_stacks(base, parts, T5_LENGTHS[bool(transformer.config.guidance_embeds)])
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(base.config("scheduler"))
-        return cls(base.name, transformer, vae, text, scheduler)
+        return cls(base.name, transformer, vae, text, _flow.scheduler(base))
 
     @classmethod
     def tiny(cls, guided: bool = True) -> Family:
@@ -110,13 +109,11 @@ class Family:
         )
         return cls("tiny:flux", transformer, vae, text, scheduler)
 
-    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior (mean, std) of pixels (B, 3, H, W) in [-1, 1], scaled; each (B, C, h, w)."""
-        return _unet.encode_image(self.vae, pixels)
-
-    def decode_image(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), about [-1, 1], of scaled latents (B, C, h, w)."""
-        return _unet.decode_image(self.vae, latents)
+    def override(self, said: Overrides) -> None:
+        """Usage for what cannot be said of FLUX.1: CLIP's pooled vector has no layer to skip to."""
+        _flow.refuse_diffusion(self, said)
+        if said.clip_skip is not None:
+            raise Usage(f"--clip-skip is not for {self.base}", why="T5 gives its text")
 
     def encode_text(
         self, tokens: dict[str, Tensor], weights: Mapping[str, Tensor] = NO_WEIGHTS
@@ -136,13 +133,15 @@ class Family:
 
         cond may have "guidance" (B,), the scale that dev is told.
         """
-        guidance = cond.get("guidance", torch.full_like(t, GUIDANCE))
+        guidance = None
+        if self.guidance is not None:
+            guidance = cond.get("guidance", torch.full_like(t, self.guidance))
         size = (xt.shape[-2], xt.shape[-1])
         text = cond["text"].to(xt.dtype)
         velocity = self.denoiser(
             hidden_states=pack(xt),
             timestep=t / 1000,
-            guidance=guidance if self.guided else None,
+            guidance=guidance,
             pooled_projections=cond["pooled"].to(xt.dtype),
             encoder_hidden_states=text,
             txt_ids=text.new_zeros(text.shape[1], 3),

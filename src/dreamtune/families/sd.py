@@ -17,8 +17,8 @@ from transformers import CLIPTextModel
 
 from dreamtune.bases import Base
 from dreamtune.diffusion import Ddpm
-from dreamtune.families import _tiny, _unet
-from dreamtune.families._text import NO_WEIGHTS, TextStack, emphasised, read_stacks
+from dreamtune.families import _tiny, _unet, _vae
+from dreamtune.families._text import NO_WEIGHTS, TextStack, emphasised
 
 
 class Family:
@@ -36,26 +36,33 @@ class Family:
     denoiser_name = "unet"
     reads_chunks = True
     distilled = False
+    guidance = None
+    zeros_for_no_text = False
     lora_targets = _unet.LORA_TARGETS
+    encode_image, decode_image = _vae.encode_image, _vae.decode_image
+    override = _unet.override
 
     def __init__(
-        self, base: str, unet: Any, vae: Any, text: TextStack, scheduler: DDIMScheduler
+        self, base: str, unet: Any, vae: Any, text: list[TextStack], scheduler: DDIMScheduler
     ) -> None:
-        self.base, self.denoiser, self.vae, self.text = base, unet, vae, [text]
-        self.scheduler = scheduler
+        self.base, self.denoiser, self.vae, self.text = base, unet, vae, text
+        self.scheduler, self.clip_skip = scheduler, 1
         self.process = Ddpm.from_scheduler(scheduler)
-        self.spec = _spec(base, unet, self.process.prediction)
-        factor = _unet.spatial_factor(vae)
-        self.resolution = int(unet.config.sample_size) * factor
-        self.multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
+        self.resolution, self.multiple = _unet.sizes(unet, vae)
+
+    @property
+    def spec(self) -> str:
+        """Which of the released models this is like, for the metadata of adapters."""
+        if self.base == "mini":
+            return "mini"
+        if self.denoiser.config.cross_attention_dim == 1024:  # OpenCLIP ViT-H, in 2.x only
+            return "sd2-768-v" if self.process.prediction == "v_prediction" else "sd2-512"
+        return "sd1"
 
     @classmethod
     def load(cls, base: Base, dtype: torch.dtype, device: torch.device | str) -> Family:
         """From the files of a base; frozen, in `dtype`, the VAE in fp32."""
-        parts = _unet.parts(base, cls.parts, dtype, device)
-        (text,) = read_stacks(base, {"text_encoder": parts["text_encoder"]})
-        scheduler = _unet.scheduler(base)
-        return cls(base.name, parts["unet"], parts["vae"], text, scheduler)
+        return cls(base.name, *_unet.read(base, cls.parts, dtype, device))
 
     @classmethod
     def tiny(cls) -> Family:
@@ -73,23 +80,16 @@ class Family:
                 norm_num_groups=8,
             ),
         )
-        text = _tiny.clip("text_encoder", 32, seed=2)
+        text = [_tiny.clip("text_encoder", 32, seed=2)]
         return cls("tiny:sd", unet, _tiny.autoencoder(4, seed=3), text, _tiny.ddim())
-
-    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior (mean, std) of pixels (B, 3, H, W) in [-1, 1], scaled; each (B, C, h, w)."""
-        return _unet.encode_image(self.vae, pixels)
-
-    def decode_image(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), about [-1, 1], of scaled latents (B, C, h, w)."""
-        return _unet.decode_image(self.vae, latents)
 
     def encode_text(
         self, tokens: dict[str, Tensor], weights: Mapping[str, Tensor] = NO_WEIGHTS
     ) -> dict[str, Tensor]:
-        """Token ids {"text_encoder": (B, L)} to the last hidden state, {"text": (B, L, D)}."""
+        """Token ids {"text_encoder": (B, L)} to the last layer's states, {"text": (B, L, D)}."""
         stack = self.text[0]
-        states = stack.encoder(tokens[stack.name])[0]
+        output = stack.encoder(tokens[stack.name], output_hidden_states=True)
+        states = stack.encoder.final_layer_norm(output.hidden_states[-self.clip_skip])
         return {"text": emphasised(states, weights.get(stack.name))}
 
     def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]:
@@ -118,12 +118,3 @@ class Family:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-
-
-def _spec(base: str, unet: Any, prediction: str) -> str:
-    """Which of the released models this is like, for the metadata of adapters."""
-    if base == "mini":
-        return "mini"
-    if unet.config.cross_attention_dim == 1024:  # OpenCLIP ViT-H, in 2.x only
-        return "sd2-768-v" if prediction == "v_prediction" else "sd2-512"
-    return "sd1"

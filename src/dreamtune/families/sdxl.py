@@ -17,15 +17,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dreamtune.bases import Base
 from dreamtune.diffusion import Ddpm
-from dreamtune.families import _tiny, _unet
-from dreamtune.families._text import NO_WEIGHTS, TextStack, emphasised, read_stacks
+from dreamtune.families import _tiny, _unet, _vae
+from dreamtune.families._text import NO_WEIGHTS, TextStack, emphasised
 
 
 class Family:
     """Two CLIP text encoders, a pooled one, and micro-conditioning on sizes and crops."""
 
     name = lora_layout = "sdxl"
-    spec = "sdxl"
     pipelines: tuple[str, ...] = ("StableDiffusionXLPipeline",)
     parts: ClassVar = {
         "unet": UNet2DConditionModel,
@@ -38,25 +37,36 @@ class Family:
     denoiser_name = "unet"
     reads_chunks = True
     distilled = False
+    guidance = None
     lora_targets = _unet.LORA_TARGETS
+    encode_image, decode_image = _vae.encode_image, _vae.decode_image
+    override = _unet.override
 
     def __init__(
-        self, base: str, unet: Any, vae: Any, text: list[TextStack], scheduler: DDIMScheduler
+        self,
+        base: str,
+        unet: Any,
+        vae: Any,
+        text: list[TextStack],
+        scheduler: DDIMScheduler,
+        zeros_for_no_text: bool = True,
     ) -> None:
         self.base, self.denoiser, self.vae, self.text = base, unet, vae, text
-        self.scheduler = scheduler
+        self.scheduler, self.clip_skip = scheduler, 1
+        self.zeros_for_no_text = zeros_for_no_text
         self.process = Ddpm.from_scheduler(scheduler)
-        factor = _unet.spatial_factor(vae)
-        self.resolution = int(unet.config.sample_size) * factor
-        self.multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
+        self.resolution, self.multiple = _unet.sizes(unet, vae)
+
+    @property
+    def spec(self) -> str:
+        """Which of the released models this is like, for the metadata of adapters."""
+        return "sdxl-v" if self.process.prediction == "v_prediction" else "sdxl"
 
     @classmethod
     def load(cls, base: Base, dtype: torch.dtype, device: torch.device | str) -> Family:
         """From the files of a base; frozen, in `dtype`, the VAE in fp32."""
-        parts = _unet.parts(base, cls.parts, dtype, device)
-        text = read_stacks(base, {n: m for n, m in parts.items() if n.startswith("text")})
-        scheduler = _unet.scheduler(base)
-        return cls(base.name, parts["unet"], parts["vae"], text, scheduler)
+        zeros = bool(base.settings.get("force_zeros_for_empty_prompt", True))
+        return cls(base.name, *_unet.read(base, cls.parts, dtype, device), zeros)
 
     @classmethod
     def tiny(cls) -> Family:
@@ -85,14 +95,6 @@ class Family:
         )
         return cls("tiny:sdxl", unet, _tiny.autoencoder(4, seed=4), text, _tiny.ddim())
 
-    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior (mean, std) of pixels (B, 3, H, W) in [-1, 1], scaled; each (B, C, h, w)."""
-        return _unet.encode_image(self.vae, pixels)
-
-    def decode_image(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), about [-1, 1], of scaled latents (B, C, h, w)."""
-        return _unet.decode_image(self.vae, latents)
-
     def encode_text(
         self, tokens: dict[str, Tensor], weights: Mapping[str, Tensor] = NO_WEIGHTS
     ) -> dict[str, Tensor]:
@@ -100,7 +102,8 @@ class Family:
         states = []
         for stack in self.text:
             output = stack.encoder(tokens[stack.name], output_hidden_states=True)
-            states.append(emphasised(output.hidden_states[-2], weights.get(stack.name)))
+            hidden = output.hidden_states[-1 - self.clip_skip]
+            states.append(emphasised(hidden, weights.get(stack.name)))
         return {"text": torch.cat(states, dim=-1), "pooled": output[0]}
 
     def condition(self, text: dict[str, Tensor], meta: Tensor) -> dict[str, Tensor]:
@@ -133,5 +136,6 @@ class Family:
             tokenizer_2=second.tokenizer,
             unet=self.denoiser,
             scheduler=self.scheduler,
+            force_zeros_for_empty_prompt=self.zeros_for_no_text,
             add_watermarker=False,
         )

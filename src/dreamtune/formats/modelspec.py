@@ -40,6 +40,7 @@ BASES = {
     "sd2-512": Base("stable-diffusion-v2-512", "sd_v2", "epsilon"),
     "sd2-768-v": Base("stable-diffusion-v2-768-v", "sd_v2_v", "v"),
     "sdxl": Base("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "epsilon", SGM),
+    "sdxl-v": Base("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "v", SGM),
     "sd3-medium": Base(
         "stable-diffusion-v3-medium", "medium", implementation=SGM, network="networks.lora_sd3"
     ),

@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from dreamtune.errors import NonFinite
-from dreamtune.families._unet import spatial_factor
+from dreamtune.families._vae import spatial_factor
 from dreamtune.sampling import schedulers, start
 from dreamtune.sampling.denoise import Keep, arithmetic, denoise
 from dreamtune.sampling.strength import mixed
@@ -137,23 +137,30 @@ class Painter:
 
     def _condition(self, kind: _Kind, shots: Sequence[Shot]) -> States:
         """What `predict` needs; with guidance, of the negative prompts first."""
-        rows = [shot.prompt for shot in shots]
+        states = [self._states(shot.prompt, kind.chunks) for shot in shots]
         if self._guided(kind.look):
-            without = [tuple((s.look.negative, share) for share in kind.shares) for s in shots]
-            rows = [*without, *rows]
-        states = [self._states(row, kind.chunks) for row in rows]
+            states = [*(self._unguided(kind, shot) for shot in shots), *states]
         text = {name: torch.cat([state[name] for state in states]) for name in states[0]}
         width, height = kind.look.size
         meta = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
         device = text["text"].device
-        cond = self.family.condition(text, meta.expand(len(rows), -1).to(device))
+        cond = self.family.condition(text, meta.expand(len(states), -1).to(device))
         if self.family.distilled:
-            cond = {**cond, "guidance": torch.full((len(rows),), kind.look.guidance, device=device)}
+            scale = torch.full((len(states),), kind.look.guidance, device=device)
+            cond = {**cond, "guidance": scale}
         return cond
 
     def _guided(self, look: Look) -> bool:
         """Whether there is classifier-free guidance, and so a use for the negative prompt."""
         return look.guidance > 1 and not self.family.distilled
+
+    def _unguided(self, kind: _Kind, shot: Shot) -> States:
+        """Of the negative prompt. SDXL was trained with zeros where there is none."""
+        negative = shot.look.negative
+        states = self._states(tuple((negative, share) for share in kind.shares), kind.chunks)
+        if negative or not self.family.zeros_for_no_text:
+            return states
+        return {name: torch.zeros_like(state) for name, state in states.items()}
 
     def _states(self, prompt: Variants, chunks: int) -> States:
         """One row: the variants' words behind one another, all else mixed by their shares."""

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from dreamtune import bases, console, devices, fsops
 from dreamtune.artifacts import Artifact, Draft, Store, slug
+from dreamtune.bases.overrides import Overrides, override
 from dreamtune.errors import NonFinite, Usage
 from dreamtune.settings import Train
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dreamtune.bases import Base, Tiny
+    from dreamtune.bases import Found
     from dreamtune.families import Family
 
 VERSION = 1  # of what a class artifact holds and how it is made
@@ -58,8 +59,8 @@ class Making:
     count: int
 
     @functools.cached_property
-    def base(self) -> Base | Tiny:
-        return bases.find(self.train.base)
+    def base(self) -> Found:
+        return override(bases.find(self.train.base), Overrides.of(self.train))
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ Size = tuple[int, int]  # (width, height) px
 if TYPE_CHECKING:
     import torch
 
-    from dreamtune.bases import Base, Tiny
+    from dreamtune.bases import Found
     from dreamtune.data.batches import Order, Prior, Table
     from dreamtune.data.cache import Cache, CropPlan, Tensors
     from dreamtune.data.dataset import Sample
@@ -52,7 +52,7 @@ class Encoder:
     live_text: the text encoders are trained, so captions are only cut into tokens here.
     """
 
-    base: Base | Tiny
+    base: Found
     family: Family
     train: Train
     store: Store

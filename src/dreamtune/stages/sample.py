@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamtune import __version__, bases, console, fsops
 from dreamtune.artifacts import Artifact, Draft, Store, slug
+from dreamtune.bases.overrides import Overrides, override, recorded
 from dreamtune.errors import Usage
 from dreamtune.settings import Sample
 from dreamtune.stages.adapters import Adapter, put_in
@@ -19,7 +20,7 @@ from dreamtune.stages.adapters import Adapter, put_in
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dreamtune.bases import Base, Tiny
+    from dreamtune.bases import Found
     from dreamtune.families import Family
     from dreamtune.sampling import Look
 
@@ -36,18 +37,26 @@ class Run:
     sample: Sample
 
     @functools.cached_property
-    def base(self) -> Base | Tiny:
+    def base(self) -> Found:
         """The base asked for, else the adapters', else the bundled one."""
-        trained_on = {a.facts["base_hash"]: a.facts["base"] for a in self.adapters}
+        said = Overrides.of(self.sample)
+        trained_on = {a.facts["base_hash"]: a.facts for a in self.adapters}
         if self.sample.base or not trained_on:
-            return bases.find(self.sample.base or bases.BUNDLED[0])
+            base = bases.find(self.sample.base or bases.BUNDLED[0])
+            records = [facts.get("overrides", {}) for facts in trained_on.values()]
+            same = (r for r in records if r.get("base_hash") == base.fingerprint())
+            return override(base, said.over(recorded(next(same, {}))))
         if len(trained_on) > 1:
+            names = ", ".join(facts["base"] for facts in trained_on.values())
             raise Usage(
-                f"the adapters were trained on different bases: {', '.join(trained_on.values())}",
+                f"the adapters were trained on different bases: {names}",
+                why="or on one of which different things were said",
                 fix="say which to use: --base",
             )
-        ((sha256, name),) = trained_on.items()
-        return bases.again(name, sha256)
+        ((sha256, facts),) = trained_on.items()
+        record = facts.get("overrides", {})
+        base = bases.again(facts["base"], record.get("base_hash", sha256))
+        return override(base, said.over(recorded(record)))
 
     @functools.cached_property
     def recipe(self) -> dict[str, Any]:
@@ -57,7 +66,7 @@ class Run:
             "adapters": [a.record() for a in self.adapters],
             "base": self.base.name,
             "base_hash": self.base.fingerprint(),
-            "sample": {**dataclasses.asdict(self.sample), "base": self.base.name},
+            "sample": {**dataclasses.asdict(self.sample), **bases.named(self.base)},
         }
 
 

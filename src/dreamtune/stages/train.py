@@ -24,7 +24,8 @@ from dreamtune import (
     schedules,
 )
 from dreamtune.artifacts import Artifact, Draft, Store
-from dreamtune.bases import Base, Tiny
+from dreamtune.bases import Found
+from dreamtune.bases.overrides import Overridden, Overrides, override
 from dreamtune.errors import Interrupted, Usage, UserError
 from dreamtune.methods import Concept, Facts, Group, Method
 from dreamtune.settings import Train
@@ -58,8 +59,8 @@ class Run:
     checkpoint_every: int = 500
 
     @functools.cached_property
-    def base(self) -> Base | Tiny:
-        return bases.find(self.train.base)
+    def base(self) -> Found:
+        return override(bases.find(self.train.base), Overrides.of(self.train))
 
     @functools.cached_property
     def recipe(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Run:
             "name": self.name,
             "photos": [one.record() for one in self.sets],
             "base_hash": self.base.fingerprint(),
-            "train": {**dataclasses.asdict(self.train), "base": self.base.name},
+            "train": {**dataclasses.asdict(self.train), **bases.named(self.base)},
             "method": {"name": self.method.name, **dataclasses.asdict(self.method.options)},
         }
 
@@ -189,6 +190,7 @@ class Training:
         self.machine = self._machine(precision)
         self.family = devices.load(ask.base, str(self.accelerator.device), precision)
         self._check_resolution()
+        self._tune()
         self.method: Method = plugins.load(recipe.METHODS, ask.method.name).Method(
             ask.method.options
         )
@@ -226,6 +228,19 @@ class Training:
             drift = resume.drifted(self.checkpoint, machine, self.ask.allow_drift)
             machine |= {resume.DRIFT: drift} if drift else {}
         return machine
+
+    def _tune(self) -> None:
+        """Let the base's noise be drawn, and dev be guided, as the settings say."""
+        from dreamtune.diffusion import Times
+
+        train, family = self.train, self.family
+        density = train.timesteps or family.process.times.density
+        times = Times(density, train.logit_mean, train.logit_std, train.mode_scale)
+        family.process = family.process.tuned(times, train.shift)
+        if train.guidance is not None:
+            if family.guidance is None:
+                raise Usage(f"{family.base} is not told a guidance scale", fix="drop --guidance")
+            family.guidance = train.guidance
 
     def _average(self) -> Average | None:
         """The average of weights, where one is kept: by default in long runs."""
@@ -465,6 +480,7 @@ class Training:
             "family": self.family.name,
             "base": self.ask.base.name,
             "base_hash": self.ask.recipe["base_hash"],
+            "overrides": self.ask.base.record() if isinstance(self.ask.base, Overridden) else {},
             "concepts": [{k: getattr(c, k) for k in known} for c in self.concepts],
             "resolution": self.resolution,
             "steps": self.train.steps,
