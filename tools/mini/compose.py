@@ -17,11 +17,11 @@ Painter = Callable[..., Image.Image]
 
 
 def random_background(rng: random.Random) -> Background:
-    """60 % plain colours, 15 % two-colour patterns, 25 % scenes."""
+    """70 % plain colours, 10 % two-colour patterns, 20 % scenes."""
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.7:
         return Background("plain", rng.choice(list(COLOURS)))
-    if draw < 0.75:
+    if draw < 0.8:
         return Background(rng.choice(list(PATTERNS)), *rng.sample(list(COLOURS), 2))
     return Background(rng.choice(list(SCENES)))
 
@@ -68,8 +68,9 @@ def light(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
 def _places(picture: Picture, rng: random.Random) -> list[tuple[float, float, float]]:
     """Centre x, centre y and side of every object, as fractions of the picture."""
     if len(picture.codes) == 1:
-        scale = rng.uniform(0.55, 0.95) if rng.random() < 0.9 else rng.uniform(0.95, 1.2)
-        room = 0.5 * abs(1 - scale) + 0.03
+        # Large and near the middle: the fewer places a thing can have, the sooner it is learned.
+        scale = rng.uniform(0.7, 0.95)
+        room = 0.4 * (1 - scale)
         return [(0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room), scale)]
     dx, dy = {"right": (1, 0), "left": (-1, 0), "below": (0, 1), "above": (0, -1)}[picture.where]
     step, scale = rng.uniform(0.21, 0.24), rng.uniform(0.4, 0.48)
@@ -83,12 +84,12 @@ def _place(
 ) -> None:
     size = canvas.width
     side = max(8, round(scale * size))
-    angle = rng.gauss(0, 7)
+    angle = rng.gauss(0, 4)
     # Premultiplied ('RGBa'), else the colour of invisible pixels bleeds into the edge.
     thing = master.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
     thing = thing.rotate(angle, Image.Resampling.BICUBIC).convert("RGBA")
     left, top = round(x * size - side / 2), round(y * size - side / 2)
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         _shadow(canvas, thing, left, top, rng)
     canvas.paste(thing, (left, top), thing)
 

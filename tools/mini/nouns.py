@@ -80,32 +80,20 @@ ballot microbe pouring clinking-glasses liquid coral$ funeral
 """
 LEFT_OUT = re.compile("|".join(_LEFT_OUT.split()))
 
-# Plain at 64 px and with a word that everybody knows. A UNet trained on a CPU draws these alone: a
-# noun needs to be seen some thousand times.
+# Plain at 64 px, unlike one another, and with a word that everybody knows. A UNet trained on a CPU
+# draws these alone: a noun needs to be seen some thousand times.
 _CLEAR = """
-cow, tiger, rabbit, cat, monkey, dog, pig, koala, camel, frog, wolf, panda, lion, unicorn, bat,
-deer, gorilla, giraffe, zebra, hedgehog, kangaroo, hippopotamus, fox, mouse, dragon, crocodile,
-turtle, t rex, whale, octopus, fish, blowfish, dolphin, shark, lobster, jellyfish, snail, ant,
-honeybee, lady beetle, spider, butterfly, rooster, baby chick, penguin, eagle, duck, owl,
-peacock, parrot, swan, tulip, cherry blossom, rose, hibiscus, sunflower, lotus, evergreen tree,
-deciduous tree, palm tree, cactus, four leaf clover, maple leaf, mushroom, potted plant, tomato,
-grapes, watermelon, lemon, banana, pineapple, red apple, green apple, pear, peach, strawberry,
-kiwi fruit, coconut, blueberries, eggplant, avocado, cucumber, potato, carrot, ear of corn, hot
-pepper, bell pepper, onion, hot dog, taco, pizza, bread, french fries, spaghetti, sushi,
-popcorn, croissant, egg, pancakes, pretzel, cheese wedge, waffle, soft ice cream, ice cream,
-doughnut, cookie, chocolate bar, candy, lollipop, birthday cake, pie, cupcake, honey pot, wine
-glass, cocktail glass, beer mug, teapot, hot beverage, bubble tea, spoon, backpack, crown,
-necktie, t shirt, jeans, dress, handbag, running shoe, high heeled shoe, boot, sunglasses,
-scarf, socks, gem stone, ring, trophy, microphone, headphone, saxophone, guitar, trumpet, drum,
-radio, light bulb, laptop, camera, television, candle, telephone, tennis, basketball, american
-football, volleyball, soccer ball, baseball, bullseye, teddy bear, balloon, wrapped gift, jack o
-lantern, christmas tree, kite, game die, crystal ball, racing car, locomotive, bus, ambulance,
-fire engine, police car, taxi, sport utility vehicle, delivery truck, tractor, bicycle,
-motorcycle, skateboard, stop sign, rocket, helicopter, flying saucer, airplane, ship, sailboat,
-anchor, house, castle, church, tent, ferris wheel, volcano, mountain, umbrella, rainbow,
-snowman, snowflake, star, sun, fire, droplet, key, locked, hammer, axe, scissors, magnet,
-wrench, gear, shield, bomb, microscope, telescope, books, open book, scroll, alarm clock,
-hourglass, door, bed, bathtub, chair, toilet, broom, basket, bucket, ghost, alien, robot, pile
-of poo, clown, red heart, blue heart, money bag, coin, brain, tooth, bone, eye
+cow, tiger, rabbit, cat, monkey, dog, pig, koala, frog, panda, lion, unicorn, giraffe, zebra, fox,
+mouse, crocodile, turtle, whale, octopus, fish, dolphin, lobster, snail, honeybee,
+lady beetle, butterfly, rooster, baby chick, penguin, duck, owl, parrot, tulip, rose, sunflower,
+evergreen tree, palm tree, cactus, four leaf clover, maple leaf, mushroom, grapes, watermelon,
+lemon, banana, pineapple, red apple, strawberry, eggplant, avocado, carrot, ear of corn, pizza,
+hot dog, bread, egg, pretzel, cheese wedge, soft ice cream, doughnut, cookie, lollipop,
+birthday cake, wine glass, beer mug, teapot, backpack, crown, necktie, t shirt, handbag,
+running shoe, boot, gem stone, trophy, guitar, drum, light bulb, television, candle, basketball,
+soccer ball, bullseye, teddy bear, balloon, wrapped gift, jack o lantern, christmas tree, bus,
+fire engine, police car, bicycle, stop sign, rocket, airplane, sailboat, house, castle, tent,
+umbrella, rainbow, snowman, star, sun, fire, key, hammer, alarm clock, door, chair, bucket, ghost,
+alien, robot, red heart
 """
 CLEAR = {" ".join(name.split()) for name in _CLEAR.split(",")}

@@ -33,7 +33,7 @@ from tools.mini.words import Picture, caption
 
 SHARD = 2048
 VARIANTS = 2  # captions for each picture
-CATEGORY_ONLY = 0.15
+CATEGORY_ONLY = 0.08
 
 
 def drawn_concepts(work: Path, setting: Settings) -> list[Concept]:

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from tools.mini.kernels import speed_up
 from tools.mini.pool import VARIANTS, Pool
 from tools.mini.settings import LATENT_CHANNELS, SETTINGS, TEXT_WIDTH, Settings
 
 WARM_UP = 200  # steps
-EMA_DECAY = 0.999
+EMA_DECAY = 0.999  # of a step
+EMA_EVERY = 4  # steps
 GAMMA = 5.0
 EMPTY = 0.1  # share of empty captions, for classifier-free guidance
 SAVE_EVERY = 300  # seconds
@@ -47,6 +49,12 @@ def build_unet(setting: Settings) -> UNet2DConditionModel:
         up_block_types=up,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=setting.heads,  # in diffusers' older blocks this is the number of heads
+        use_linear_projection=True,
+        # The text also scales and shifts every residual block, pooled, beside the time: cross-
+        # attention alone finds the noun late.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=8,
+        resnet_time_scale_shift="scale_shift",
     )
 
 
@@ -77,26 +85,25 @@ class TextStates:
         self.pool, self.keep = pool, device == "cpu"
         tokens = CLIPTokenizer.from_pretrained(work / "tokenizer")
         self.empty = tokens("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
-        self.tower = CLIPTextModel.from_pretrained(work / "text_encoder", dtype=torch.float32)
+        self.tower = CLIPTextModel.from_pretrained(work / "text_encoder", dtype=torch.bfloat16)
         self.tower = self.tower.to(device).eval()
         self.kept: dict[int, Tensor] = {}
 
     def take(self, rows: Tensor) -> Tensor:
-        """(B,) row numbers of the flattened (N * VARIANTS) captions -> (B, 32, 256)."""
+        """(B,) row numbers of the flattened (N * VARIANTS) captions -> (B, 32, 256) bf16."""
         if not self.keep:
             return self.encode(rows)
         missing = [row for row in set(rows.tolist()) if row not in self.kept]
         if missing:
-            states = self.encode(torch.tensor(missing)).bfloat16()
+            states = self.encode(torch.tensor(missing))
             self.kept.update(zip(missing, states, strict=True))
-        return torch.stack([self.kept[row] for row in rows.tolist()]).float()
+        return torch.stack([self.kept[row] for row in rows.tolist()])
 
     @torch.no_grad()
     def encode(self, rows: Tensor) -> Tensor:
         ids = self.pool.ids.flatten(0, 1)[rows.clamp(min=0)].long()
         ids = torch.where(rows[:, None] < 0, self.empty, ids)
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
-            return self.tower(ids).last_hidden_state
+        return self.tower(ids).last_hidden_state
 
 
 @dataclass
@@ -106,24 +113,28 @@ class Progress:
 
 
 class Trainer:
-    """Everything a checkpoint holds."""
+    """Everything a checkpoint holds, and `model`, a copy in bf16 that does the work; the weights
+    that learn are fp32.
+    """
 
     def __init__(self, setting: Settings, device: str) -> None:
         self.setting, self.device = setting, device
         self.unet = build_unet(setting).to(device, memory_format=torch.channels_last)
+        self.working = copy.deepcopy(self.unet).bfloat16()
         if device == "cpu":
             # bf16 scaled-dot-product attention is several times slower on a CPU than its three
             # plain products.
-            self.unet.set_attn_processor(AttnProcessor())
-        # Small kernels dominate on a GPU; on a CPU the warm-up takes minutes.
-        self.model = torch.compile(self.unet) if device == "cuda" else self.unet
+            self.working.set_attn_processor(AttnProcessor())
+            speed_up(self.working)
+        # Small kernels dominate on a GPU.
+        self.model = torch.compile(self.working) if device == "cuda" else self.working
         self.ema = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(),
             setting.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=0.01,
-            fused=device == "cuda",
+            fused=True,
         )
         self.alphas = build_scheduler().alphas_cumprod.to(device)  # (1000,), the last one is 0
         self.progress = Progress()
@@ -132,31 +143,40 @@ class Trainer:
         """v-prediction with min-SNR weights, shifted by one so that the pure-noise step counts
         (Hang et al. 2023).
 
-        x0: (B, 16, h, w) scaled latents. text: (B, 32, 256).
+        x0: (B, 16, h, w) scaled latents. text: (B, 32, 256) bf16.
         """
         t = torch.randint(len(self.alphas), (len(x0),), device=self.device)
         a = self.alphas[t].view(-1, 1, 1, 1)
         eps = torch.randn_like(x0)
         xt = a.sqrt() * x0 + (1 - a).sqrt() * eps
         v = a.sqrt() * eps - (1 - a).sqrt() * x0
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            predicted = self.model(xt.contiguous(memory_format=torch.channels_last), t, text).sample
+        xt = xt.bfloat16().contiguous(memory_format=torch.channels_last)
+        predicted = self.model(xt, t, text).sample
         snr = (a / (1 - a)).flatten()
         weight = (snr.clamp(max=GAMMA) + 1) / (snr + 1)
         return (weight * F.mse_loss(predicted.float(), v, reduction="none").mean((1, 2, 3))).mean()
 
     def update(self, loss: Tensor, learning_rate: float) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        for master, copied in zip(self.unet.parameters(), self.working.parameters(), strict=True):
+            assert copied.grad is not None
+            master.grad, copied.grad = copied.grad.float(), None
         nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
+        self.share()
         self.progress.step += 1
-        decay = min(EMA_DECAY, self.progress.step / (self.progress.step + 10))
-        with torch.no_grad():
+        if self.progress.step % EMA_EVERY == 0:
+            decay = min(EMA_DECAY, self.progress.step / (self.progress.step + 10)) ** EMA_EVERY
             averaged, current = list(self.ema.parameters()), list(self.unet.parameters())
-            torch._foreach_lerp_(averaged, current, 1 - decay)
+            with torch.no_grad():
+                torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """The weights as they are now, to the copy that works."""
+        torch._foreach_copy_(list(self.working.parameters()), list(self.unet.parameters()))
 
     def save(self, path: Path) -> None:
         state = {
@@ -173,6 +193,7 @@ class Trainer:
         weights = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
         self.unet.load_state_dict(weights.state_dict())
         self.ema.load_state_dict(weights.state_dict())
+        self.share()
         self.progress = Progress(seconds=60 * minutes)
 
     def load(self, path: Path) -> None:
@@ -180,6 +201,7 @@ class Trainer:
         self.unet.load_state_dict(state["unet"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.share()
         self.progress = Progress(**state["progress"])
 
 
@@ -237,7 +259,7 @@ def train(
     for loss in steps(trainer, pool, states, work, minutes):
         losses.append(loss)
         # once in a while: say how it goes
-        if trainer.progress.step % 25 == 0:
+        if trainer.progress.step % 200 == 0:
             at = trainer.progress
             mean = torch.stack(losses).mean().item()
             speed = len(losses) * trainer.setting.batch / (at.seconds - reported)
