@@ -68,9 +68,9 @@ def _normalise(layer: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 def speed_up(model: nn.Module) -> None:
-    """Change how the layers of a UNet compute, not what."""
+    """Change how the layers compute, not what. Every padded convolution must be 3x3."""
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+        if isinstance(layer, nn.Conv2d) and layer.padding == (1, 1):
             layer.forward = MethodType(_convolve, layer)  # type: ignore[method-assign]
         elif isinstance(layer, nn.GroupNorm):
             layer.forward = MethodType(_normalise, layer)  # type: ignore[method-assign]
