@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 
-GUIDANCE = 4.0
+GUIDANCE = 5.0  # dreamtune's own
 STEPS = 25
 
 
