@@ -123,7 +123,7 @@ class Studio:
     def __init__(self, folder: Path, mini: Path, train: Train, sample: Sample, rank: int) -> None:
         self.folder, self.store = folder, Store.open(folder / "store")
         self.mini, self.train, self.sample = mini, train, sample
-        self.method = Chosen("lora", lora.Options(rank=rank, targets="attention+mlp"))
+        self.method = Chosen("lora", lora.Options(rank=rank, targets=("all",)))
 
     def learn(self, subject: Subject) -> Artifact:
         """Photos to adapter."""
@@ -131,7 +131,9 @@ class Studio:
         photos.mkdir()
         for number, pixels in enumerate(subject.pictures):
             Image.fromarray(pixels).save(photos / f"{number}.png")
-        options = Prep(class_word=subject.concept.category, threshold="0", keep_duplicates=True)
+        options = Prep(
+            class_word=subject.concept.category, threshold="0", keep_duplicates=True, workers=1
+        )
         prepared, _ = prep_stage.run(photos, options, self.store, subject.name)
         assert prepared is not None
         return train_stage.run(
@@ -215,7 +217,7 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
     parser.add_argument("--subjects", type=int, default=60)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--count", type=int, default=4, help="pictures of each background")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
