@@ -24,10 +24,10 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("vectors", [ONE, TWO], ids=["one encoder", "two encoders"])
 def test_round_trips(vectors: dict[str, Tensor]) -> None:
-    token, read = embeddings.parse(embeddings.dump(vectors))
-    assert token is None and equal(read, vectors)
-    token, read = embeddings.parse(embeddings.dump_diffusers("<rex>", vectors))
-    assert token == ("<rex>" if vectors is ONE else None) and equal(read, vectors)
+    ((word, read),) = embeddings.parse(embeddings.dump(vectors)).items()
+    assert word is None and equal(read, vectors)
+    ((word, read),) = embeddings.parse(embeddings.dump_diffusers("<rex>", vectors)).items()
+    assert word == ("<rex>" if vectors is ONE else None) and equal(read, vectors)
 
 
 def test_names_that_uis_look_for() -> None:
@@ -37,15 +37,38 @@ def test_names_that_uis_look_for() -> None:
 
 
 def test_a_single_vector_without_the_first_dimension() -> None:
-    token, read = embeddings.parse({"<rex>": torch.ones(12)})
-    assert token == "<rex>" and read["text_encoder"].shape == (1, 12)
+    read = embeddings.parse({"<rex>": torch.ones(12)})
+    assert read["<rex>"]["text_encoder"].shape == (1, 12)
+
+
+@pytest.mark.parametrize(
+    ("given", "word", "components"),
+    [
+        ({"*": torch.ones(2, 12)}, None, ["text_encoder"]),
+        ({"string_to_param.*": torch.ones(2, 12)}, None, ["text_encoder"]),
+        ({"<rex>": torch.ones(2, 1280)}, "<rex>", ["text_encoder_2"]),
+        ({"clip_g": torch.ones(2, 1280)}, None, ["text_encoder_2"]),
+        (
+            {"text_encoders_0": torch.ones(2, 12), "text_encoders_1": torch.ones(2, 20)},
+            None,
+            ["text_encoder", "text_encoder_2"],
+        ),
+    ],
+)
+def test_other_forms(given: dict[str, Tensor], word: str | None, components: list[str]) -> None:
+    ((found, vectors),) = embeddings.parse(given).items()
+    assert found == word and sorted(vectors) == components
+
+
+def test_several_words_in_one_file() -> None:
+    read = embeddings.parse({"<s1>": torch.ones(12), "<s2>": torch.zeros(2, 12)})
+    assert {word: len(v["text_encoder"]) for word, v in read.items()} == {"<s1>": 1, "<s2>": 2}
 
 
 @pytest.mark.parametrize(
     ("tensors", "why"),
     [
-        ({}, "it has the keys"),
-        ({"clip_l": torch.ones(1, 2), "other": torch.ones(1, 2)}, "clip_l, other"),
+        ({"emb_params": torch.ones(1, 2), "*": torch.ones(1, 2)}, "says again"),
         ({"emb_params": torch.ones(1, 2, 3)}, r"\(1, 2, 3\)"),
         ({"emb_params": torch.ones(0, 12)}, r"\(0, 12\)"),
         ({"emb_params": torch.ones(1, 12, dtype=torch.int64)}, "int64"),

@@ -165,7 +165,8 @@ def _no_constant(name: str) -> None:
 
 def _name(name: str) -> str:
     """The name, if it can be shown in a terminal and is no way out of a folder."""
-    if any(
+    plain = name.isascii() and name.isprintable()  # the quick way for nearly all
+    if not plain and any(
         unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
         or unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI")
         for c in name

@@ -73,7 +73,7 @@ class Method:
         from dreamtune.formats import embeddings
 
         own = [files[_tokens.file(c.name, c, concepts)][0] for c in concepts]
-        stored = [embeddings.parse(tensors)[1] for tensors in own]
+        stored = [vectors for tensors in own for vectors in embeddings.parse(tensors).values()]
         parts = [stack.part for stack in family.text]
         if stored[0].keys() != set(parts):
             raise Usage(

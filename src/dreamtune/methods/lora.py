@@ -6,14 +6,14 @@ which is pivotal tuning (arXiv:2106.05744, for diffusion in cloneofsimo/lora).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dreamtune import console
-from dreamtune.errors import Usage
 from dreamtune.methods import (
     Concept,
     Facts,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dreamtune.families import Family
-    from dreamtune.formats.lora import LoraWeights
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -171,19 +170,27 @@ class Method:
 
     def export(self, family: Family, concepts: Sequence[Concept], facts: Facts) -> Files:
         """kohya's layout for the user interfaces, diffusers' for `load_lora_weights`."""
-        from dreamtune.formats import diffusers, embeddings, kohya, lora, modelspec
+        from dreamtune.formats import diffusers, embeddings, kohya, lora, modelspec, proof
+        from dreamtune.formats.ldm import Blocks
 
-        name = concepts[0].name
+        name, blocks = concepts[0].name, Blocks.of(family.denoiser.config)
         adapter = {part: lora.collect(part, model) for part, model in self._models.items()}
-        blocks = family.denoiser.config.get("layers_per_block", 2)
-        tensors = kohya.dump(adapter, family.lora_layout, blocks)
+        layers = {part: lora.layers(part, model) for part, model in self._models.items()}
+        for_uis = lora.for_base_norm(adapter, lambda part, m: layers[part][m].weight.cpu(), True)
+        tensors, marks = kohya.dump(for_uis, family.lora_layout, blocks)
         files: Files = {"pytorch_lora_weights.safetensors": diffusers.dump(adapter)}
+        read = {name: proof.read_back(tensors, marks, blocks)}
+        read |= {file: proof.read_back(*saved) for file, saved in files.items()}
+        proof.check(
+            read, itertools.chain(*itertools.starmap(lora.live_deltas, self._models.items()))
+        )
         if self._words:
             files |= self._words.learned_embeds(concepts)
             for concept, rows in zip(concepts, self._words.rows(), strict=True):
                 tensors |= embeddings.dump_bundled(_bundled(_tokens.token(concept)), rows)
         body, base = modelspec.body_sha256(tensors), modelspec.BASES[family.spec]
         metadata = {
+            **marks,
             **modelspec.modelspec(base, "lora", body, **about(concepts, facts)),
             **modelspec.kohya_keys(base, adapter, body, name=name, **facts.training),
         }
@@ -193,30 +200,24 @@ class Method:
         self, family: Family, concepts: Sequence[Concept], files: Weights, weight: float
     ) -> None:
         """Add weight * delta W to the base's weights; words are what they were in training."""
-        from dreamtune.formats import diffusers, lora
+        from dreamtune.formats import adapters, lora
 
         if self.options.train_token:
             self._load_words(family, concepts, files)
         else:
             _words.bind_again(family, concepts)
-        adapter = diffusers.parse(*files["pytorch_lora_weights.safetensors"])
+        adapter = adapters.parse(*files["pytorch_lora_weights.safetensors"]).adapter
         models = {family.denoiser_name: family.denoiser}
         models |= {stack.name: stack.encoder for stack in family.text}
-        shapes = {k: v for n, m in models.items() for k, v in lora.shapes(n, m).items()}
-        if misfits := lora.misfits(lora.signature(adapter), shapes):
-            raise Usage(
-                f"{concepts[0].name} does not fit the base {family.base}",
-                why=misfits[0],
-                fix="use the base it was trained on",
-            )
-        for component, updates in adapter.items():
-            _merge(component, models[component], updates, weight)
+        lora.put_in(models, adapter, weight, f"{concepts[0].name} and the base {family.base}")
 
     def _load_words(self, family: Family, concepts: Sequence[Concept], files: Weights) -> None:
         """The words as they were learned: half a vector is another word, not half of it."""
-        from dreamtune.formats import embeddings
+        from dreamtune.formats import adapters
+        from dreamtune.formats.ldm import Blocks
 
-        stored = embeddings.parse_bundled(files[f"{concepts[0].name}.safetensors"][0])
+        file = files[f"{concepts[0].name}.safetensors"]
+        stored = adapters.parse(*file, Blocks.of(family.denoiser.config)).words
         words = [_bundled(concept.bindings[0]["word"].split()[0]) for concept in concepts]
         self._words = _tokens.Words(family, concepts, [stored[word] for word in words])
 
@@ -224,14 +225,3 @@ class Method:
 def _bundled(token: str) -> str:
     """What other tools call a word that comes with a LoRA: brackets mean something to A1111."""
     return token.strip("<>")
-
-
-def _merge(component: str, model: Any, updates: dict[str, LoraWeights], weight: float) -> None:
-    """W + weight * delta W, summed in fp32 and cast once, as the user interfaces do."""
-    from dreamtune.formats import lora
-
-    modules = {lora.canonical(component, path): m for path, m in model.named_modules()}
-    for path, update in updates.items():
-        target = modules[path].weight
-        change = lora.delta(update).to(target.device)
-        target.data = (target.data.float() + weight * change).to(target.dtype)
