@@ -96,6 +96,17 @@ def recognise(name: str, shapes: Shapes) -> Kind:
     return kind
 
 
+def describe(name: str, shapes: Shapes) -> str | None:
+    """What a file that is no adapter is, in words; None when nothing is known of it."""
+    if FIRST in shapes:
+        try:
+            return f"a checkpoint of {recognise(name, shapes).name}"
+        except UserError as e:
+            return e.what.removeprefix(f"{name} is ")
+    matching = (w for p, w in OTHERS.items() if any(re.fullmatch(p, key) for key in shapes))
+    return next(matching, None)
+
+
 def _something_else(name: str, shapes: Shapes) -> UserError:
     for pattern, what in OTHERS.items():
         if any(re.fullmatch(pattern, key) for key in shapes):

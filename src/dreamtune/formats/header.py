@@ -14,6 +14,7 @@ import json
 import math
 import re
 import stat
+import struct
 import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,6 +78,20 @@ def read_header(path: Path) -> Header:
         return _parse(text, size - 8 - length)
     except _Fault as fault:
         raise fault.kind(f"{path.name} is not a sound safetensors file", why=str(fault)) from None
+
+
+def scalar(path: Path, header: Header, name: str) -> float:
+    """The only number of the tensor `name`; NaN when it has none, several or of a rare dtype."""
+    info = header.tensors[name]
+    code = {"F64": "d", "F32": "f", "F16": "e", "BF16": "H", "I64": "q", "I32": "i"}.get(info.dtype)
+    if code is None or math.prod(info.shape) != 1:
+        return math.nan
+    with path.open("rb") as file:
+        file.seek(header.body_offset + info.start)
+        (number,) = struct.unpack(f"<{code}", file.read(info.end - info.start))
+    if info.dtype == "BF16":  # the upper half of a float32
+        (number,) = struct.unpack("<f", struct.pack("<I", number << 16))
+    return float(number)
 
 
 def body_sha256(path: Path) -> str:
