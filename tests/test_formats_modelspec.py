@@ -46,7 +46,7 @@ def test_all_keys_are_there_and_strings(name: str) -> None:
 
 
 def test_hashes_are_of_the_bytes_after_the_header(tmp_path: Path) -> None:
-    tensors = kohya.dump(ADAPTER, "sd")
+    tensors, _ = kohya.dump(ADAPTER, "sd")
     path = tmp_path / "rex.safetensors"
     write_safetensors(path, tensors, metadata("sd1", body_of(tensors)))
     header = read_header(path)

@@ -70,8 +70,8 @@ def run_matrix_case(
 ) -> Artifact:
     ask = ask_for(store, prep, f"tiny:{name}", method, options)
     with store.draft("adapter", ask.name, ask.key, ask.recipe, [prep.id], keep=True) as draft:
-        work = train.Training(ask, draft)
-        artifact = work.run(None)
+        work = train.Training(ask, draft, None)
+        artifact = work.run()
     work.objective.eval()
     live = predict(work.family, "a [V01] dog")
 
@@ -145,9 +145,9 @@ def test_plain_diffusers_gives_the_same_pictures(
 
     VARIANTS[name]().pipeline().save_pretrained(tmp_path / "base")
     prep = make_prep()
-    ask = ask_for(store, prep, str(tmp_path / "base"), method)
+    ask = ask_for(store, prep, str(tmp_path / "base"), method, {})
     with store.draft("adapter", ask.name, ask.key, ask.recipe, [prep.id], keep=True) as draft:
-        artifact = train.Training(ask, draft).run(None)
+        artifact = train.Training(ask, draft, None).run()
     family = families.load(str(tmp_path / "base"), torch.float32)
     plain = [np.asarray(p) for p in pictures(family, "a dog", [5], LOOK, 1)]
     adapters.put_in(family, adapters.Adapter(artifact))

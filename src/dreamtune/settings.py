@@ -218,13 +218,14 @@ class Train:
         0.01, low=0, high=1, rare=True, help="The optimizer's weight decay."
     )
     clip: float = option(
-        1.0, above=0, alias=("--max-grad-norm",), help="Largest norm of the gradient."
+        1.0, above=0, alias=("--max-grad-norm",), rare=True, help="Largest norm of the gradient."
     )
     ema: float | None = option(
         None,
         low=0,
         below=1,
         alias=("--ema-decay",),
+        rare=True,
         help="Decay of the average of weights that is exported; 0: none. [0.999 from 2000 steps]",
     )
     ema_device: str = option(

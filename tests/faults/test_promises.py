@@ -53,6 +53,8 @@ def commands(photos: Path, base: Path) -> Iterator[list[str]]:
         yield ["sample", "[V01] dog", "--with", method, *one]
         yield ["log", f"{method}.png"]
     yield from (["list"], ["show", "rex"], ["verify", "--deep"], ["recipe", "dump"])
+    yield ["inspect", "--deep", "artifacts/adapter/lora/v001/lora.safetensors"]
+    yield ["base", "list"]
     yield ["tag", "rex", "best"]
     yield ["rm", f"samples/{METHODS[0]}"]
     yield ["gc", "--days", "0"]

@@ -214,7 +214,8 @@ def _look_deep(report: Report, path: Path, found: Header) -> None:
             norm = float(tensor.double().norm())
             bad += [] if math.isfinite(norm) else [name]
             zero += [] if norm else [name]
-            squares[name.partition(".")[0].partition("_blocks")[0]] += norm * norm
+            if math.isfinite(norm):
+                squares[name.partition(".")[0].partition("_blocks")[0]] += norm * norm
     report.facts["zero tensors"] = len(zero)
     report.facts["norm"] = {name: math.sqrt(total) for name, total in sorted(squares.items())}
     if bad:
