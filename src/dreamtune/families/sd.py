@@ -98,7 +98,8 @@ class Family:
 
     def predict(self, xt: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The UNet's output for noisy latents (B, C, h, w) at integer times (B,)."""
-        hidden = cond["text"].to(xt.dtype)
+        # Of the weights: a layer norm on the text itself does not mix types on a CPU.
+        hidden = cond["text"].to(self.denoiser.dtype)
         return self.denoiser(xt, t, encoder_hidden_states=hidden, return_dict=False)[0]
 
     def times(self, steps: int, size: tuple[int, int]) -> dict[str, Any]:
