@@ -68,6 +68,10 @@ def _child(
 
     os.chdir(folder)
     os.environ["DREAMTUNE_DEBUG"] = "1"
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        # As in a terminal: a shell's background job is started with some of them ignored.
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, usual)
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     if kill_at or calls:

@@ -113,7 +113,7 @@ def test_what_training_was_told_holds_in_sampling(
     vae = tmp_path / "somewhere" / "vae-2"
     sd.Family.tiny().vae.save_pretrained(vae)
     told = {"prediction": "v_prediction", "clip_skip": 2, "vae": str(vae)}
-    ask = ask_for(store, make_prep(), str(folder), "lora", **told)
+    ask = ask_for(store, make_prep(), str(folder), "lora", {}, **told)
     artifact = train.run(ask)
     written = [artifact.path / name for name in ("adapter.json", "recipe.toml", "manifest.json")]
     assert not any("somewhere" in file.read_text() for file in written)

@@ -15,6 +15,7 @@ from PIL import Image
 from dreamtune import families
 from dreamtune.diffusion import Ddpm
 from dreamtune.errors import Usage
+from dreamtune.families import sd3
 from dreamtune.families.flux import unpack
 from dreamtune.formats import samplers
 from dreamtune.formats.samplers import SAMPLERS, Sampler
@@ -207,6 +208,13 @@ def test_emphasis_multiplies_states_and_keeps_their_mean() -> None:
         assert torch.allclose(said["text"][..., columns], expected, atol=1e-5)
 
 
+def test_emphasis_restores_no_mean_where_there_is_none() -> None:
+    family = families.load("tiny:sd", torch.float32)
+    said, plain = (Texts(family).states(text, 1)["text"] for text in ("a (dog:1.5) b", "a dog b"))
+    assert torch.equal(said[:, 2:5], plain[:, 2:5] * 1.5)
+    assert torch.equal(said[:, 5:], plain[:, 5:])
+
+
 def test_long_prompts_are_cut_as_a1111_does() -> None:
     (stack,) = families.load("tiny:sd", torch.float32).text
     word, comma = stack.ids("x")[0], stack.ids(",")[0]
@@ -250,7 +258,7 @@ def test_a_long_prompt_beside_a_short_one_changes_nothing() -> None:
 
 
 def test_a_base_that_reads_one_chunk_says_what_it_loses(capsys: pytest.CaptureFixture[str]) -> None:
-    family = families.load("tiny:sd3", torch.float32)
+    family = sd3.Family.tiny("text_encoder_3")
     texts = Texts(family)
     assert texts.length("x " * 75 + "yes") == 1
     assert "tiny:sd3 reads 77 tokens, and not 'yes" in capsys.readouterr().err

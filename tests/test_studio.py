@@ -126,7 +126,7 @@ def test_several_adapters_together_are_each_and_both(
     store: Store, paint: Callable[..., Any]
 ) -> None:
     """Two LoRAs and an embedding in one prompt; weights apart; a prompt has only its own."""
-    from dreamtune.formats import diffusers, lora
+    from dreamtune.formats import adapters, lora
 
     ones = [untrained.make(store, n, identifier=i) for n, i in (("a", "[V01]"), ("b", "[V02]"))]
     untrained.make(store, "word", "embedding", "[V03]", "cat")
@@ -137,9 +137,8 @@ def test_several_adapters_together_are_each_and_both(
         from safetensors.torch import load_file
 
         path = one.path / "pytorch_lora_weights.safetensors"
-        for module, update in diffusers.parse(load_file(path), read_header(path).metadata)[
-            "unet"
-        ].items():
+        parsed = adapters.parse(load_file(path), read_header(path).metadata)
+        for module, update in parsed.adapter["unet"].items():
             target = family.denoiser.get_submodule(module).weight
             target.data += weight * lora.delta(update)
     put_in(family, Adapter(store.resolve("word", "adapter")))

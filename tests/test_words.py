@@ -43,8 +43,8 @@ def test_a_new_word_of_t5_is_read_from_its_row() -> None:
     """T5's table is longer than its vocabulary: the new id lies inside of it."""
     stack = _tiny.t5("text_encoder_2", 8, 1, 16)
     table, before = stack.encoder.get_input_embeddings(), stack.fingerprint()
-    first = stack.add_word("[V01]", "<rex-v01>")
-    assert stack.add_word("[V02]", "<tom-v02>") == first + 1 < len(table.weight)
+    first = stack.add_word("[V01]", ["<rex-v01>"])
+    assert stack.add_word("[V02]", ["<tom-v02>"]) == first + 1 < len(table.weight)
     rows = TokenRows(table, torch.full((2, 8), 7.0), first)
     stack.encoder.set_input_embeddings(rows)
     ids = stack.tokenize(["a [V01] and [V02]"])

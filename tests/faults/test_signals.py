@@ -229,7 +229,7 @@ def test_sample_leaves_no_litter(calm: Path, tmp_path: Path) -> None:
     shutil.copytree(calm / "artifacts", tmp_path / "artifacts")
     args = ["sample", "[V01] dog", "-n", "2", "--batch", "1", "--steps", "2", "--device", "cpu"]
     act = functools.partial(send, signal.SIGTERM)
-    place = "dreamtune.stages.sample:_png"
+    place = "dreamtune.stages.sample:_write"
     prepare = functools.partial(when_called, place, 1, act)
     assert forked.run(args, tmp_path, prepare=prepare) == 143, (tmp_path / "stderr").read_text()
     assert not list((tmp_path / "artifacts" / "samples").rglob("*.tmp-*"))
