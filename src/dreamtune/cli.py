@@ -68,11 +68,14 @@ def main(args: list[str] | None = None) -> None:
 def run(args: list[str]) -> int:
     """Run a command line; the exit code. Whatever goes wrong is one line on stderr."""
     try:
+        _listen()
         completion = args[0].startswith("-") or COMPLETE in os.environ  # it is slow to load
         code = build(completion)(args, prog_name="dreamtune", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UserError as e:
         return _fail(e.code, str(e), args)
+    except Ended as e:
+        return _fail(128 + e.number, "ended by a signal", args)
     except typer.TyperException as e:  # a flag or command that Typer does not know
         return _fail(2, e.format_message().rstrip("."), args)
     except (KeyboardInterrupt, typer.Abort):
@@ -81,6 +84,31 @@ def run(args: list[str]) -> int:
         return 141
     except Exception as e:
         return _unexpected(e, args)
+
+
+class Ended(BaseException):
+    """SIGTERM or SIGHUP: what is open is closed on the way out, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _listen() -> None:
+    """Signals that mean something to a stage mean it where it can act; here they end or wait."""
+    import signal
+    import threading
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would only disturb the first
+        raise Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _unexpected(e: Exception, args: list[str]) -> int:

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 _quiet = False
 
@@ -69,6 +69,13 @@ def error(text: str) -> None:
     _write(sys.stderr, clean(f"error: {text}"))
 
 
+def interject(text: str) -> None:
+    """Talk from a signal handler, which may have come in the middle of other talk."""
+    if not _quiet:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{clean(text)}\n".encode())
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Rows in aligned columns on stderr."""
     cells = [list(columns), *[[clean(str(c)).replace("\n", " ") for c in row] for row in rows]]
@@ -80,9 +87,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 class Progress:
     """Counts work; `advance(n, loss=0.12)` shows the count, the fields and the time left."""
 
-    def __init__(self, total: int, label: str, every: float = 30.0) -> None:
+    def __init__(self, total: int, label: str, done: int = 0, every: float = 30.0) -> None:
+        """`done`: what was there before, and says nothing of the speed."""
         self.total, self.label, self.every = total, label, every
-        self.done = 0
+        self.done = self.before = done
         self.start = self.spoke = time.monotonic()
 
     def advance(self, n: int = 1, **fields: Any) -> None:
@@ -93,20 +101,38 @@ class Progress:
             say(f"{self.label} {self.done}/{self.total}{_words(fields)}, {self._left(now)} left")
 
     def _left(self, now: float) -> str:
-        seconds = (now - self.start) / max(self.done, 1) * (self.total - self.done)
+        seconds = (now - self.start) / max(self.done - self.before, 1) * (self.total - self.done)
         minutes, seconds = divmod(round(seconds), 60)
         return f"{minutes}:{seconds:02d}"
+
+
+class _Unread:
+    """A stream that a terminal which has closed does not break."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 class _Bar(Progress):
     """The same as a live bar on a terminal."""
 
-    def __init__(self, total: int, label: str) -> None:
+    def __init__(self, total: int, label: str, done: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Rich
 
-        super().__init__(total, label)
+        super().__init__(total, label, done)
         text = TextColumn("{task.description}", markup=False)
         fields = TextColumn("{task.fields[words]}", markup=False)
         self.rich = Rich(
@@ -115,10 +141,10 @@ class _Bar(Progress):
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             fields,
-            console=Console(stderr=True),
+            console=Console(file=cast(TextIO, _Unread(sys.stderr))),
             transient=True,
         )
-        self.task = self.rich.add_task(clean(label), total=total, words="")
+        self.task = self.rich.add_task(clean(label), total=total, completed=done, words="")
 
     def advance(self, n: int = 1, **fields: Any) -> None:
         self.done += n
@@ -131,12 +157,12 @@ def shows_bars() -> bool:
 
 
 @contextlib.contextmanager
-def progress(total: int, label: str) -> Iterator[Progress]:
+def progress(total: int, label: str, done: int = 0) -> Iterator[Progress]:
     """A bar on a terminal; elsewhere at most one line every 30 seconds."""
     if not shows_bars():
-        yield Progress(total, label)
+        yield Progress(total, label, done)
         return
-    bar = _Bar(total, label)
+    bar = _Bar(total, label, done)
     with bar.rich:
         yield bar
 
@@ -152,7 +178,9 @@ def _write(stream: TextIO, text: str) -> None:
     try:
         stream.write(text + "\n")
         stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError as e:
+        if stream is sys.stdout and not isinstance(e, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # a closed pipe or terminal
         if stream is sys.stdout:
             raise SystemExit(141) from None

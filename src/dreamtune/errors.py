@@ -11,7 +11,7 @@
     ├ Resources         15   disk, memory or permission ran out
     ├ Network           16   the network, or the right to use it
     ├ WouldOverwrite    17   something of the user's is already there
-    └ Interrupted  130, 143  SIGINT or SIGTERM, the checkpoint saved
+    └ Interrupted   128 + n  SIGHUP, SIGINT or SIGTERM, the checkpoint saved
 
 Code 1 is an internal error (a bug).
 """

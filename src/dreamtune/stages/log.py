@@ -27,8 +27,9 @@ class Log:
         self.waiting: list[Step] = []
         self.shown: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError):
-            lines = path.read_text().splitlines()[:start]
-            fsops.write_text(path, "".join(f"{line}\n" for line in lines))
+            lines = path.read_bytes().splitlines()[:start]  # a power cut can leave any bytes behind
+            fsops.write_bytes(path, b"".join(line + b"\n" for line in lines))
+            self.shown = {"loss": json.loads(lines[-1])["loss"]} if lines else {}
 
     def add(self, step: Step) -> None:
         self.waiting.append(step)

@@ -25,7 +25,7 @@ from dreamtune import (
 )
 from dreamtune.artifacts import Artifact, Draft, Store
 from dreamtune.bases import Base, Tiny
-from dreamtune.errors import Interrupted, Usage
+from dreamtune.errors import Interrupted, Usage, UserError
 from dreamtune.methods import Concept, Facts, Group, Method
 from dreamtune.settings import Train
 from dreamtune.stages import classes, propose, resume
@@ -138,14 +138,25 @@ class Training:
             self._encode()
         with self._phase("rehearse"):
             self._rehearse()
-        with self._phase("steps"):
-            self._step()
-        with self._phase("save"):
-            self._export(self.draft.path, self.train.steps)
-            self._describe()
-        run: dict[str, Any] = {"seconds": self.seconds, **self.machine}
-        run |= {"final_loss": self.final_loss, "trained_parameters": self._count()}
-        return self.draft.commit(run)
+        with signals() as self.wishes:  # one that comes while the result is saved lets it finish
+            with self._phase("steps"):
+                self._step()
+            with self._phase("save"), self._state_kept():
+                self._export(self.draft.path, self.train.steps)
+                self._describe()
+            run: dict[str, Any] = {"seconds": self.seconds, **self.machine}
+            run |= {"final_loss": self.final_loss, "trained_parameters": self._count()}
+            return self.draft.commit(run)
+
+    @contextlib.contextmanager
+    def _state_kept(self) -> Iterator[None]:
+        """When the result cannot be written, the state is, so that no update is lost."""
+        try:
+            yield
+        except Exception:
+            with contextlib.suppress(UserError):
+                self._checkpoint(self.train.steps)
+            raise
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -356,8 +367,7 @@ class Training:
             clip=train.clip,
         )
         saved = time.monotonic()
-        with signals() as received, console.progress(train.steps, "training") as bar:
-            bar.advance(start)
+        with console.progress(train.steps, "training", start) as bar:
             for step in steps:
                 n, now = step.number, time.monotonic()
                 if self.average:
@@ -366,16 +376,17 @@ class Training:
                 bar.advance(1, **log.shown)
                 self._once_in_a_while(n)
                 due = n % self.ask.checkpoint_every == 0 or now - saved > CHECKPOINT_SECONDS
-                if received or (due and n < train.steps):
+                if n < train.steps and (due or self.wishes):
+                    self.wishes.save = False
                     log.flush()
                     self._checkpoint(n)
                     saved = now
-                if received:
-                    raise Interrupted(
-                        received[0],
-                        f"interrupted, step {n} of {train.steps} is saved",
-                        fix="run the same command with --resume to go on",
-                    )
+                    if self.wishes.end:
+                        raise Interrupted(
+                            self.wishes.end,
+                            f"interrupted, step {n} of {train.steps} is saved",
+                            fix="run the same command with --resume to go on",
+                        )
         log.flush()
         self.final_loss = log.shown.get("loss")
 
