@@ -124,6 +124,7 @@ def test_a_last_update_that_diverges_leaves_no_adapter(folder: Path) -> None:
         (["--method", "embedding", "--rank", "4"], 2, ["--rank belongs to method lora"]),
         (["--stpes", "3"], 2, ["--stpes", "--steps"]),
         (["--base", "tiny:sd", "--resolution", "70"], 2, ["70", "multiple of 16"]),
+        (["--base", "tiny:sd3", "--min-snr-gamma", "5"], 2, ["--min-snr-gamma", "noise or v"]),
         (["--set", "train.learing_rate=1"], 2, ["learing_rate", "learning_rate"]),
         (["--learning-rate", "nan"], 2, ["--learning-rate"]),
         (["--name", "../x"], 2, ["'../x'", "cannot be a name"]),

@@ -31,6 +31,12 @@ class Process(Protocol):
     def tuned(self, times: Times, shift: float | None) -> Process:
         """With other times and, unless None, another shift; Usage where there is no shift."""
 
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of xt = alpha x0 + sigma noise, (B, 1, 1, 1) in `like`'s dtype."""
+
+    def clean(self, xt: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The x0 that a prediction stands for."""
+
 
 @dataclass(frozen=True)
 class Times:
@@ -82,14 +88,14 @@ class Ddpm:
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """xt = alpha x0 + sigma noise (DDPM eq. 4)."""
-        alpha, sigma = self._coefficients(t, x0)
+        alpha, sigma = self.coefficients(t, x0)
         return alpha * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """noise itself, or v = alpha noise - sigma x0."""
         if self.prediction == "epsilon":
             return noise
-        alpha, sigma = self._coefficients(t, x0)
+        alpha, sigma = self.coefficients(t, x0)
         return alpha * noise - sigma * x0
 
     def to(self, device: torch.device | str) -> Ddpm:
@@ -103,7 +109,19 @@ class Ddpm:
             raise Usage("--shift is for flow models", why=why, fix="leave it out")
         return replace(self, times=times)
 
-    def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def clean(self, xt: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """(xt - sigma noise) / alpha, or alpha xt - sigma v."""
+        alpha, sigma = self.coefficients(t, xt)
+        if self.prediction == "epsilon":
+            return (xt - sigma * prediction) / alpha
+        return alpha * xt - sigma * prediction
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal over noise, alpha^2 / sigma^2, (B,)."""
+        squared = self.alphas_cumprod[t]
+        return squared / (1 - squared)
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         squared = self.alphas_cumprod[t].view(-1, *[1] * (like.ndim - 1))
         return squared.sqrt().to(like.dtype), (1 - squared).sqrt().to(like.dtype)
 
@@ -160,12 +178,21 @@ class Flow:
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """xt = (1 - sigma) x0 + sigma noise."""
-        sigma = (t / 1000).view(-1, *[1] * (x0.ndim - 1)).to(x0.dtype)
-        return (1 - sigma) * x0 + sigma * noise
+        alpha, sigma = self.coefficients(t, x0)
+        return alpha * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The velocity of the straight path, noise - x0."""
         return noise - x0
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - sigma and sigma."""
+        sigma = (t / 1000).view(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+        return 1 - sigma, sigma
+
+    def clean(self, xt: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """xt - sigma velocity."""
+        return xt - self.coefficients(t, xt)[1] * prediction
 
     def to(self, device: torch.device | str) -> Flow:
         """Itself: it has no table."""

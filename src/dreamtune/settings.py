@@ -235,6 +235,16 @@ class Train:
         help="Where the average is kept; the CPU saves GPU memory and costs time.",
     )
     loss: str = option("l2", choices=("l2", "huber"), help="How errors are measured.")
+    min_snr_gamma: float | None = option(
+        None,
+        above=0,
+        high=1000,
+        alias=("--snr-gamma",),
+        help="Largest SNR by which errors are weighted, usually 5. [not weighted]",
+    )
+    v_target: bool = option(
+        False, rare=True, help="Measure errors in v, on a base that predicts noise."
+    )
     prior: str = option(
         "none",
         choices=("none", "images", "teacher"),
@@ -333,6 +343,8 @@ class Train:
     def __post_init__(self) -> None:
         if self.ema and self.optimizer == "schedule-free":
             raise Usage("--ema and --optimizer schedule-free both average", fix="leave out --ema")
+        if self.v_target and self.min_snr_gamma:
+            raise Usage("--v-target and --min-snr-gamma both weight timesteps", fix="choose one")
         if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
             raise Usage(f"crop_area = {list(self.crop_area)} must be [least, most]")
         if not re.fullmatch(rf"{_WEIGHT}(:{_WEIGHT})?", self.subject_weight):

@@ -38,6 +38,7 @@ from dreamtune.stages.signals import signals
 
 if TYPE_CHECKING:
     from dreamtune.ema import Average
+    from dreamtune.objective import Weighting
 
 VERSION = 1  # of what an adapter artifact holds and how it is made
 CHECKPOINT_SECONDS = 600.0
@@ -208,6 +209,7 @@ class Training:
             self.method.live(),
             getattr(losses, train.loss),
             functools.partial(self.method.teacher, self.family),
+            self._weighting(),
         )
         optimizer = optimizers.make(train.optimizer, self._groups())
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
@@ -241,6 +243,26 @@ class Training:
             if family.guidance is None:
                 raise Usage(f"{family.base} is not told a guidance scale", fix="drop --guidance")
             family.guidance = train.guidance
+
+    def _weighting(self) -> Weighting | None:
+        """How much timesteps count; Usage when the base's kind of noise has no such weights."""
+        from dreamtune import weightings
+
+        train, prediction = self.train, getattr(self.family.process, "prediction", "flow")
+        if train.min_snr_gamma and prediction != "flow":
+            return functools.partial(weightings.min_snr, gamma=train.min_snr_gamma)
+        if train.v_target and prediction == "epsilon":
+            return weightings.v_target
+        if not train.min_snr_gamma and not train.v_target:
+            return None
+        asked, wanted = (
+            ("--v-target", "noise") if train.v_target else ("--min-snr-gamma", "noise or v")
+        )
+        raise Usage(
+            f"{asked} does not fit the base {self.ask.base.name}",
+            why=f"it is for bases that predict {wanted}",
+            fix="leave it out",
+        )
 
     def _average(self) -> Average | None:
         """The average of weights, where one is kept: by default in long runs."""
