@@ -14,7 +14,8 @@ from dreamtune.artifacts import Artifact, Store
 from dreamtune.bases.overrides import Overridden, Overrides, override, recorded
 from dreamtune.errors import Unsafe, Usage
 from dreamtune.families import sd
-from dreamtune.stages import adapters, sample, train
+from dreamtune.stages import sample, train
+from dreamtune.stages.lines import Line
 from tests.test_matrix import ask_for
 from tests.variants import said
 
@@ -120,8 +121,8 @@ def test_what_training_was_told_holds_in_sampling(
     assert artifact.read_json("adapter.json")["overrides"]["vae"] == "vae-2"
 
     def base(**own: object) -> bases.Found:
-        chosen = [adapters.Adapter(artifact)]
-        return sample.Run(store, ["a [V01] dog"], chosen, settings.Sample(**own)).base
+        asked = settings.Sample(**own)
+        return sample.Run(store, [Line.read("a [V01] dog", asked)], [artifact.label], asked).base
 
     assert base().fingerprint() == ask.base.fingerprint()
     assert base(base=str(folder)).fingerprint() == ask.base.fingerprint()
