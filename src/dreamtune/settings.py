@@ -314,8 +314,8 @@ class Sample:
     """The [sample] table: from an adapter and prompts to pictures."""
 
     base: str | None = option(None, help="Base model. [the adapter's]")
-    count: int = option(
-        4, low=1, high=10_000, flag="--count", short="-n", help="Pictures of each prompt."
+    count: int | None = option(
+        None, low=1, high=10_000, short="-n", help="Pictures of each prompt. [4; 1 in a grid]"
     )
     seed: int = option(
         0, low=0, high=2**32 - 1, help="Seed of the first picture; the next has one more."
@@ -332,7 +332,28 @@ class Sample:
     )
     negative: str = option("", alias=("--negative-prompt",), help="What to keep out.")
     size: str | None = option(None, help="WIDTHxHEIGHT or one number, in pixels. [the base's]")
-    batch: int = option(4, low=1, high=1024, help="Pictures at once.")
+    scheduler: str | None = option(
+        None,
+        alias=("--sampler", "--sample-sampler"),
+        help="By its usual name: ddim, euler a, dpm++ 2m karras, unipc, lcm. [the base's]",
+    )
+    weight: float = option(
+        1.0, low=-10, high=10, help="How strong adapters are, times the @WEIGHT of each."
+    )
+    strength: float = option(
+        0.6, above=0, high=1, help="With --init: share of the steps, so how much changes."
+    )
+    grid_x: str | None = option(None, help="Columns: a setting and its values, guidance=3,5,7.")
+    grid_y: str | None = option(None, help="Rows: another setting, steps=10,25.")
+    rescale: float = option(
+        0.0,
+        low=0,
+        high=1,
+        alias=("--guidance-rescale",),
+        help="Guidance rescale, against pictures too bright or too dark; 0.7 is usual.",
+        rare=True,
+    )
+    batch: int | None = option(None, low=1, high=1024, help="Pictures at once. [by their size]")
     precision: str = option(
         "auto", choices=("auto", "fp32", "bf16", "fp16"), help="auto is fp32 on a CPU, else bf16."
     )

@@ -63,6 +63,7 @@ class Method(Protocol):
     """A method holds its own trainable parameters from `attach` or `load` on."""
 
     learning_rate: float  # default peak rate
+    is_word: bool  # optional: it changes no weights, so `load` is always told the weight 1
     views: int  # times that a photo is seen, when the number of updates is not given
 
     def __init__(self, options: Any) -> None: ...

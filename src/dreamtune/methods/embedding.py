@@ -27,6 +27,7 @@ class Options:
 class Method:
     """New tokens in each text encoder; these run in the loop, so captions are not cached."""
 
+    is_word = True
     learning_rate = _tokens.LEARNING_RATE
     views = 200
 

@@ -51,6 +51,11 @@ class Adapter:
         own = [known["identifier"] for known in self.facts["concepts"]]
         return [self.alias] if self.alias else own
 
+    @property
+    def is_word(self) -> bool:
+        """Whether it changes no weights: how much of it shows is a matter of attention."""
+        return bool(getattr(_method(self.facts), "is_word", False))
+
     def record(self) -> dict[str, Any]:
         return {
             "id": self.artifact.id,
@@ -61,10 +66,13 @@ class Adapter:
         }
 
 
-def choose(store: Store, prompts: Sequence[str], refs: Sequence[str]) -> list[Adapter]:
-    """The adapters to use: those named, else the newest that own what the prompts speak of."""
+def choose(store: Store, prompts: Sequence[str], refs: Sequence[str]) -> list[list[Adapter]]:
+    """The adapters of each prompt: those named, else the newest that own what it speaks of.
+
+    prompts: without marks of strength
+    """
     if list(refs) == [NONE]:
-        return []
+        return [[] for _ in prompts]
     if refs:
         adapters = [_named(store, ref) for ref in refs]
         _check_distinct(adapters)
@@ -73,14 +81,13 @@ def choose(store: Store, prompts: Sequence[str], refs: Sequence[str]) -> list[Ad
             if not any(name in prompt for name in names):
                 words = " or ".join(names)
                 console.warn(f"the prompt {prompt!r} does not say {words}")
-        return adapters
-    found: dict[str, Adapter] = {}
-    for prompt in prompts:
-        for identifier, adapter in _owners(store, prompt).items():
-            other = found.setdefault(identifier, adapter)
-            if other.artifact.id != adapter.artifact.id:
-                raise _ambiguous(identifier, [other.artifact, adapter.artifact])
-    return list({adapter.artifact.id: adapter for adapter in found.values()}.values())
+        return [adapters for _ in prompts]
+    known = [(artifact, _class_words(artifact)) for artifact in store.list("adapter")]
+    found = [_owners(store, prompt, known) for prompt in prompts]
+    said = {(i, a.artifact.label): None for owners in found for i, a in owners.items()}
+    for identifier, label in said:
+        console.say(f"{identifier} is {label}")
+    return [list({a.artifact.id: a for a in owners.values()}.values()) for owners in found]
 
 
 def _check_distinct(adapters: Sequence[Adapter]) -> None:
@@ -141,7 +148,7 @@ def _step(artifact: Artifact, text: str) -> int | None:
 Known = tuple[Artifact, dict[str, str]]  # an adapter, and class words by identifier
 
 
-def _owners(store: Store, prompt: str) -> dict[str, Adapter]:
+def _owners(store: Store, prompt: str, adapters: list[Known]) -> dict[str, Adapter]:
     """The newest adapter for each identifier of the prompt; its class word, if said, decides."""
     identifiers = list(dict.fromkeys(IDENTIFIER.findall(prompt)))
     if not identifiers:
@@ -149,7 +156,6 @@ def _owners(store: Store, prompt: str) -> dict[str, Adapter]:
             f"the prompt {prompt!r} has no identifier such as [V01]",
             fix=f"put one in, or name an adapter: --with NAME (--with {NONE} for the plain base)",
         )
-    adapters = [(a, _class_words(a)) for a in store.list("adapter")]
     # One that was trained on all of them together comes before several that were not.
     whole = [(a, words) for a, words in adapters if words.keys() >= set(identifiers)]
     return {i: _owner(store, i, prompt, whole or adapters) for i in identifiers}
@@ -166,7 +172,8 @@ def _owner(store: Store, identifier: str, prompt: str, adapters: list[Known]) ->
         raise NotFound(
             f"no adapter owns {identifier}",
             why=f"{store.path} has " + (_identifiers(adapters) or "no adapter yet"),
-            fix="run `dreamtune train` first, or name one: --with NAME",
+            fix="run `dreamtune train` first, or name one: --with NAME"
+            + f" (a word is weakened by ({identifier[1:-1]}:0.9))",
         )
     said = [(a, words) for a, words in fits if f"{identifier} {words[identifier]}" in prompt]
     fits = said or fits
@@ -176,7 +183,6 @@ def _owner(store: Store, identifier: str, prompt: str, adapters: list[Known]) ->
     ids = {a.id for a, _ in fits}
     newest = store.newest("adapter", lambda a: a.id in ids)
     assert newest
-    console.say(f"{identifier} is {newest.label}")
     return Adapter(newest)
 
 
@@ -213,6 +219,11 @@ def put_in(family: Family, adapter: Adapter) -> None:
             files[path.relative_to(folder).as_posix()] = (tensors, file.metadata() or {})
     if not files:
         raise Damaged(f"{folder} holds no adapter", fix="see `dreamtune verify`")
+    weight = 1.0 if adapter.is_word else adapter.weight
+    _method(facts).load(family, adapter.concepts, files, weight)
+
+
+def _method(facts: dict[str, Any]) -> Any:
+    """The method that an adapter was trained by."""
     module = plugins.load(recipe.METHODS, facts["method"])
-    method = module.Method(module.Options(**facts["options"]))
-    method.load(family, adapter.concepts, files, adapter.weight)
+    return module.Method(module.Options(**facts["options"]))

@@ -5,35 +5,66 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import math
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dreamtune import __version__, bases, console, fsops
+from dreamtune import bases, console, fsops
 from dreamtune.artifacts import Artifact, Draft, Store, slug
 from dreamtune.errors import Usage
-from dreamtune.settings import Sample
-from dreamtune.stages.adapters import Adapter, put_in
+from dreamtune.formats import prompts
+from dreamtune.settings import IDENTIFIER, Sample
+from dreamtune.stages.adapters import Adapter, choose
+from dreamtune.stages.axes import Axis
+from dreamtune.stages.lines import Line
+from dreamtune.stages.looks import Beginning, looks_of
+from dreamtune.stages.scenes import Scene, check_negatives, plan
+from dreamtune.stages.studio import Studio
+from dreamtune.stages.writer import Writer
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from dreamtune.bases import Base, Tiny
-    from dreamtune.families import Family
-    from dreamtune.sampling import Look
+    from dreamtune.stages.grid import Block
 
-VERSION = 1  # of what a samples artifact holds and how it is made
+VERSION = 2  # of what a samples artifact holds and how it is made
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `sample`."""
+    """One call of `sample`. refs: adapters as --with names them; none means those that fit."""
 
     store: Store
-    prompts: Sequence[str]
-    adapters: Sequence[Adapter]
+    lines: Sequence[Line]
+    refs: Sequence[str]
     sample: Sample
+    beginning: Beginning | None = None
+
+    @functools.cached_property
+    def scenes(self) -> list[Scene]:
+        """Every picture that is asked for. Usage, NotFound for what cannot be."""
+        bare = [
+            prompts.strengths(x.prompt, set(IDENTIFIER.findall(x.prompt)))[0] for x in self.lines
+        ]
+        scenes = plan(self.lines, choose(self.store, bare, self.refs), *self.axes)
+        check_negatives(scenes)
+        return scenes
+
+    @functools.cached_property
+    def axes(self) -> tuple[Axis, Axis]:
+        """Across and down."""
+        across, down = (Axis.read(t, self.sample) for t in (self.sample.grid_x, self.sample.grid_y))
+        if across.name and across.name == down.name:
+            raise Usage(f"both sides of the grid are {across.name}")
+        return across, down
+
+    @functools.cached_property
+    def adapters(self) -> list[Adapter]:
+        """All that are used, each once."""
+        found = (adapter for scene in self.scenes for adapter in scene.adapters)
+        return list({adapter.artifact.id: adapter for adapter in found}.values())
 
     @functools.cached_property
     def base(self) -> Base | Tiny:
@@ -52,137 +83,133 @@ class Run:
     @functools.cached_property
     def recipe(self) -> dict[str, Any]:
         """All that decides the result."""
+        dressed = {scene.line: scene.adapters for scene in self.scenes}
         return {
-            "prompts": list(self.prompts),
-            "adapters": [a.record() for a in self.adapters],
+            "lines": [
+                {
+                    "prompt": line.prompt,
+                    "settings": line.own,
+                    "adapters": [adapter.record() for adapter in dressed[i]],
+                }
+                for i, line in enumerate(self.lines)
+            ],
+            "start": self.beginning.record() if self.beginning else None,
             "base": self.base.name,
             "base_hash": self.base.fingerprint(),
             "sample": {**dataclasses.asdict(self.sample), "base": self.base.name},
         }
 
 
-def run(ask: Run) -> Artifact:
+class Session:
+    """What calls of `sample` in one process can share: the base in memory."""
+
+    def __init__(self, stays: bool = False) -> None:
+        self.stays = stays
+        self._studio: Studio | None = None
+        self._key: tuple[str, ...] = ()
+        self._sound: set[str] = set()
+
+    def studio(self, ask: Run) -> Studio:
+        """The base of a run, loaded unless it is there."""
+        key = (ask.recipe["base_hash"], ask.sample.device, ask.sample.precision)
+        if self._studio is None or key != self._key:
+            self._studio = None  # before another one takes memory
+            several = self.stays or len({scene.dress for scene in ask.scenes}) > 1
+            self._studio = Studio(ask.base, ask.sample.device, ask.sample.precision, several)
+            self._key = key
+        return self._studio
+
+    def check(self, adapter: Adapter) -> None:
+        """Every byte of an adapter, once."""
+        if adapter.artifact.id not in self._sound:
+            adapter.artifact.check(deep=True)
+            self._sound.add(adapter.artifact.id)
+
+
+def run(ask: Run, session: Session | None = None) -> Artifact:
     """Make the pictures, or find that they were made before."""
-    parents = [a.artifact.id for a in ask.adapters]
+    session = session or Session()
+    parents = [adapter.artifact.id for adapter in ask.adapters]
     key = ask.store.key("samples", VERSION, ask.recipe, parents)
     done = ask.store.find(key)
     if done:
         console.say(f"{done.label} is up to date")
         return ask.store.reuse(done)
     for adapter in ask.adapters:
-        adapter.artifact.check(deep=True)
+        session.check(adapter)
         if adapter.facts["base_hash"] != ask.recipe["base_hash"]:
             console.warn(
                 f"{adapter.artifact.label} was trained on other weights than {ask.base.name}"
             )
     name = ask.adapters[0].artifact.name if ask.adapters else slug(ask.base.name)
     with ask.store.draft("samples", name, key, ask.recipe, parents) as draft:
-        _fill(ask, draft)
+        _fill(ask, draft, session.studio(ask))
         return draft.commit({})
 
 
-def _fill(ask: Run, draft: Draft) -> None:
-    """Write pictures, their sidecar and the grid into the draft."""
-    from dreamtune import devices
-    from dreamtune.sampling import Look, pictures
+def _fill(ask: Run, draft: Draft, studio: Studio) -> None:
+    """Pictures, their sidecar and the grid."""
+    from dreamtune.sampling import Shot
+    from dreamtune.stages import facts
+    from dreamtune.stages.grid import sheet
 
-    sample = ask.sample
-    device = devices.choose(sample.device)
-    precision = devices.choose_precision(sample.precision, device)
-    family = devices.load(ask.base, device, precision)
-    for adapter in ask.adapters:
-        put_in(family, adapter)
-    look = Look(sample.steps, sample.guidance, _size(sample.size, family), sample.negative)
-    seeds = range(sample.seed, sample.seed + sample.count)
-    rows, lines = [], []
-    with console.progress(len(ask.prompts) * sample.count, "sampling") as bar:
-        for i, prompt in enumerate(ask.prompts):
-            row = []
-            images = pictures(family, prompt, seeds, look, sample.batch)
-            for seed, image in zip(seeds, images, strict=True):
-                file = f"{i:03d}-{seed}.png"
-                facts = _facts(ask, family, prompt, seed, look)
-                fsops.write_bytes(draft.path / file, _png(image, facts))
-                lines.append({"file": file, "prompt": prompt, "seed": seed, **facts["exact"]})
-                row.append(image)
+    looks = looks_of(ask.scenes, studio.family, ask.beginning)
+    base = ask.recipe["base"], ask.recipe["base_hash"]
+    with Writer() as writer, console.progress(len(ask.scenes), "sampling") as bar:
+        for together in _alike(ask.scenes):
+            painter = studio.painter(together[0].adapters)
+            shots = [Shot(scene.words, scene.seed, looks[scene.file]) for scene in together]
+            scene_of = {id(shot): scene for shot, scene in zip(shots, together, strict=True)}
+            for shot, image in painter.paint(shots, ask.sample.batch):
+                scene = scene_of[id(shot)]
+                text = facts.text(scene, shot.look, studio.family, *base)
+                writer.do(functools.partial(_write, draft, scene.file, image, text))
                 bar.advance()
-            rows.append(row)
+    start = ask.recipe["start"]
+    lines = [facts.exact(scene, looks[scene.file], *base, start) for scene in ask.scenes]
     fsops.write_json(draft.path / "samples.json", lines)
-    fsops.write_bytes(draft.path / "grid.png", _png(grid(rows), None))
+    _write(draft, "grid.png", sheet(_blocks(ask, draft)))
 
 
-def _size(asked: str | None, family: Family) -> tuple[int, int]:
-    """(width, height) px; Usage when the base can not make it."""
-    parts = [int(n) for n in (asked or str(family.resolution)).split("x")]
-    width, height = parts[0], parts[-1]
-    if not width or not height or width % family.multiple or height % family.multiple:
-        raise Usage(
-            f"size {asked} does not fit the base {family.base}",
-            why=f"width and height must be multiples of {family.multiple}",
-        )
-    return width, height
+def _alike(scenes: Sequence[Scene]) -> list[list[Scene]]:
+    """Scenes by the adapters that they need, in the order in which these are first needed."""
+    groups: dict[object, list[Scene]] = {}
+    for scene in scenes:
+        groups.setdefault(scene.dress, []).append(scene)
+    return list(groups.values())
 
 
 # Files.
 
 
-def _facts(ask: Run, family: Family, prompt: str, seed: int, look: Look) -> dict[str, Any]:
-    """What a picture says of itself: A1111's text, and exactly, for making it again.
-
-    The text has the word that the first tokenizer binds, since A1111 reads brackets as weights.
-    """
-    from dreamtune.formats import infotext
-
-    sample = ask.sample
-    shown = {
-        "Steps": sample.steps,
-        "Sampler": family.sampler,
-        "CFG scale": sample.guidance,
-        "Seed": seed,
-        "Size": f"{look.size[0]}x{look.size[1]}",
-        "Model hash": ask.recipe["base_hash"][:10],
-        "Model": ask.base.name,
-        "Version": f"dreamtune {__version__}",
-    }
-    exact = {
-        "negative": sample.negative,
-        "steps": sample.steps,
-        "guidance": sample.guidance,
-        "size": [*look.size],
-        "base": ask.base.name,
-        "base_hash": ask.recipe["base_hash"],
-        "adapters": [a.record() for a in ask.adapters],
-    }
-    return {
-        "text": infotext.dump(family.text[0].prompt(prompt), sample.negative, shown),
-        "exact": exact,
-    }
-
-
-def _png(image: Image.Image, facts: dict[str, Any] | None) -> bytes:
-    """A PNG file, with A1111's `parameters` when there are facts."""
+def _write(draft: Draft, file: str, image: Image.Image, text: str = "") -> None:
+    """A PNG file, with A1111's `parameters` when there is a text."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    if facts:
-        info.add_text("parameters", facts["text"])
+    if text:
+        info.add_text("parameters", text)
     data = io.BytesIO()
     image.save(data, "png", pnginfo=info)
-    return data.getvalue()
+    fsops.put(draft.path / file, data.getvalue())
 
 
-def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """All pictures in one: a row a prompt; a single prompt's are laid out in a square."""
-    from PIL import Image
+def _blocks(ask: Run, draft: Draft) -> list[Block]:
+    """The sheet: rows of prompts, or a grid for each prompt and seed."""
+    from dreamtune.stages.grid import Block, square
 
-    if len(rows) == 1:
-        across = math.ceil(math.sqrt(len(rows[0])))
-        rows = [rows[0][i : i + across] for i in range(0, len(rows[0]), across)]
-    width, height = rows[0][0].size
-    gap = max(2, width // 64)
-    size = len(rows[0]) * (width + gap) - gap, len(rows) * (height + gap) - gap
-    sheet = Image.new("RGB", size, "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet.paste(image, (x * (width + gap), y * (height + gap)))
-    return sheet
+    by_line = [[*some] for _, some in itertools.groupby(ask.scenes, key=lambda scene: scene.line)]
+    across, down = ask.axes
+    if not (across.name or down.name):
+        rows = [[draft.path / scene.file for scene in scenes] for scenes in by_line]
+        return [square(rows[0])] if len(rows) == 1 else [Block(rows)]
+    blocks = []
+    for scenes in by_line:
+        size = len(across.values) * len(down.values)
+        for first in range(0, len(scenes), size):
+            files = [draft.path / scene.file for scene in scenes[first : first + size]]
+            width = len(across.values)
+            rows = [files[i : i + width] for i in range(0, size, width)]
+            title = scenes[0].prompt if len(by_line) > 1 else ""
+            blocks.append(Block(rows, title, across.labels, down.labels))
+    return blocks
