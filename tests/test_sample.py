@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +16,10 @@ from PIL import Image
 from dreamtune.artifacts import Artifact, Store
 from dreamtune.errors import NotFound, Usage
 from dreamtune.formats import infotext
+from dreamtune.fsops import hash_file
 from dreamtune.stages.adapters import choose
-from dreamtune.stages.sample import grid
 from tests import forked
+from tests.conftest import draw_photo
 
 FEW = ["--steps", "2", "--device", "cpu"]
 
@@ -38,7 +42,9 @@ def make_adapter(store: Store) -> Callable[..., Artifact]:
 
 
 def names(store: Store, *prompts: str, refs: tuple[str, ...] = ()) -> list[str]:
-    return [a.artifact.label for a in choose(store, prompts, refs)]
+    """Labels of the adapters that any of the prompts gets."""
+    found = [a.artifact.label for own in choose(store, prompts, refs) for a in own]
+    return list(dict.fromkeys(found))
 
 
 def test_the_newest_that_owns_the_identifier(
@@ -82,7 +88,7 @@ def test_a_reference_has_weight_and_another_name(
     store: Store, make_adapter: Callable[..., Artifact]
 ) -> None:
     make_adapter("rex")
-    (adapter,) = choose(store, ["[V02] dog"], ["rex@0.8 as V02"])
+    ((adapter,),) = choose(store, ["[V02] dog"], ["rex@0.8 as V02"])
     assert (adapter.weight, adapter.identifiers, adapter.step) == (0.8, ["[V02]"], None)
 
 
@@ -93,10 +99,21 @@ def test_two_adapters_answer_to_two_names(
     make_adapter("fido")
     with pytest.raises(Usage, match=r"rex@v001 and fido@v001 both own \[V01\].*fido as V02"):
         choose(store, ["[V01] dog"], ["rex", "fido"])
-    both = choose(store, ["[V01] and [V02]"], ["rex", "fido as V02"])
+    (both,) = choose(store, ["[V01] and [V02]"], ["rex", "fido as V02"])
     assert [a.identifiers for a in both] == [["[V01]"], ["[V02]"]]
     with pytest.raises(Usage, match="'V 02' cannot be an identifier"):
         choose(store, ["[V01] dog"], ["rex as V 02"])
+
+
+def test_each_prompt_has_the_adapters_that_it_speaks_of(
+    store: Store, make_adapter: Callable[..., Artifact]
+) -> None:
+    make_adapter("rex")
+    make_adapter("cup", "[V02]", "mug")
+    prompts = ["[V02] mug", "[V01] dog beside a [V02] mug", "[V01] dog"]
+    found = [[a.artifact.name for a in own] for own in choose(store, prompts, [])]
+    assert found == [["cup"], ["rex", "cup"], ["rex"]]
+    assert all(len(own) == 2 for own in choose(store, prompts, ["rex", "cup"]))
 
 
 def test_what_cannot_be_found(store: Store, make_adapter: Callable[..., Artifact]) -> None:
@@ -109,14 +126,6 @@ def test_what_cannot_be_found(store: Store, make_adapter: Callable[..., Artifact
         choose(store, ["[V01] dog"], ["rxe"])
     with pytest.raises(NotFound, match="no step 3"):
         choose(store, ["[V01] dog"], ["rex@step=3"])
-
-
-def test_the_grid_has_a_row_for_each_prompt() -> None:
-    tiles = [[Image.new("RGB", (64, 32), (r, c, 0)) for c in range(3)] for r in range(2)]
-    sheet = np.asarray(grid(tiles))
-    assert sheet.shape == (32 * 2 + 2, 64 * 3 + 4, 3)
-    assert sheet[0, 0].tolist() == [0, 0, 0] and sheet[-1, -1].tolist() == [1, 2, 0]
-    assert grid([tiles[0] + tiles[1]]).size[0] < 64 * 6
 
 
 @pytest.mark.slow
@@ -196,13 +205,81 @@ def call(pipeline: object, prompt: str, arguments: dict) -> np.ndarray:
     return np.asarray(picture).astype(int)
 
 
-def test_prompts_come_from_arguments_a_file_and_stdin(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("\ufeffa cat\n\n  a dog \n", encoding="utf-8")
-    args = ["sample", "a hen", "--prompt-file", "prompts.txt", "--with", "none", "-n", "1"]
-    assert forked.run([*args, "--base", "tiny:sd", *FEW, "--json"], tmp_path) == 0
+BARE = ["--with", "none", "--base", "tiny:sd", *FEW]
+
+
+def test_prompts_come_from_arguments_and_a_file(tmp_path: Path) -> None:
+    text = "\ufeff# mine\na cat --d 5\n\n  a dog --size 64x80\n"
+    (tmp_path / "prompts.txt").write_text(text, encoding="utf-8")
+    args = ["sample", "a hen", "--prompt-file", "prompts.txt", "-n", "1", *BARE, "--json"]
+    assert forked.run(args, tmp_path) == 0
     folder = tmp_path / json.loads((tmp_path / "stdout").read_text())["path"]
     lines = json.loads((folder / "samples.json").read_text())
-    assert [line["prompt"] for line in lines] == ["a hen", "a cat", "a dog"]
+    told = [(line["prompt"], line["seed"], line["size"]) for line in lines]
+    assert told == [("a hen", 0, [64, 64]), ("a cat", 5, [64, 64]), ("a dog", 0, [64, 80])]
+
+
+def speak(text: str) -> None:
+    """What a child finds on its stdin."""
+    sys.stdin = io.StringIO(text)
+
+
+def test_stdin_is_answered_line_by_line(tmp_path: Path) -> None:
+    """By what the same prompt alone gives; a bad line costs itself and decides the exit code."""
+    lines = "a cat --d 5\n\n# no prompt\na dog --stepps 3\na dog -- two\na cat --d 5\n"
+    args = ["sample", "-", "-n", "1", *BARE]
+    assert forked.run(args, tmp_path, prepare=functools.partial(speak, lines)) == 2
+    first, bad, second, again = (tmp_path / "stdout").read_text().split("\n")[:4]
+    assert (bad, again) == ("", first)
+    assert "did you mean 'steps'" in (tmp_path / "stderr").read_text()
+    with Image.open(tmp_path / first) as picture:
+        assert infotext.parse(picture.info["parameters"]).parameters["Seed"] == "5"
+    assert Path(second).name == "000-0.png"
+    made = Artifact.load((tmp_path / first).parent)
+    assert forked.run(["sample", "a cat", "--seed", "5", "-n", "1", *BARE], tmp_path) == 0
+    assert (tmp_path / "stdout").read_text().strip() == str(Path(first).parent)
+    assert forked.run([*args, "--json"], tmp_path, prepare=functools.partial(speak, lines)) == 2
+    answers = [json.loads(line) for line in (tmp_path / "stdout").read_text().splitlines()]
+    assert [a.get("code", 0) for a in answers] == [0, 2, 0, 0]
+    assert answers[0]["picture"] == first and answers[0]["id"] == made.id
+
+
+@pytest.mark.slow
+def test_it_answers_as_soon_as_a_picture_is_there(tmp_path: Path) -> None:
+    """Whoever asks may wait for the answer before asking again."""
+    import subprocess
+
+    command = [sys.executable, "-m", "dreamtune.cli", "-q", "sample", "-", "-n", "1", *BARE]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdin and process.stdout
+        for prompt in ("a cat", "a dog"):
+            process.stdin.write(f"{prompt}\n")
+            process.stdin.flush()
+            assert (tmp_path / process.stdout.readline().strip()).is_file()
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def test_it_starts_from_a_picture_where_a_mask_is_white(tmp_path: Path) -> None:
+    photo = draw_photo(1, (300, 150))
+    photo.save(tmp_path / "photo.jpg", quality=95)
+    mask = Image.new("L", (300, 150))
+    mask.paste(255, (150, 0, 300, 150))
+    mask.save(tmp_path / "mask.png")
+    args = ["sample", "a cat", "-n", "1", *BARE, "--init", "photo.jpg", "--mask", "mask.png"]
+    assert forked.run([*args, "--strength", "1", "--out", "o.png"], tmp_path) == 0
+    with Image.open(tmp_path / "o.png") as picture:
+        assert infotext.parse(picture.info["parameters"]).parameters["Denoising strength"] == "1"
+        made = np.asarray(picture).astype(int)
+    assert made.shape[1] > 1.5 * made.shape[0]  # the picture's own aspect
+    scaled = np.asarray(photo.resize(made.shape[1::-1])).astype(int)
+    half = made.shape[1] // 2 - 8
+    assert np.abs(made - scaled)[:, :half].mean() < 10 < np.abs(made - scaled)[:, -half:].mean()
+    (folder,) = (tmp_path / "artifacts/samples").glob("*/v001")
+    kept = (folder / "samples.json").read_text() + (folder / "manifest.json").read_text()
+    assert "photo.jpg" not in kept and hash_file(tmp_path / "photo.jpg") in kept
 
 
 @pytest.mark.parametrize(
@@ -218,11 +295,20 @@ def test_prompts_come_from_arguments_a_file_and_stdin(tmp_path: Path) -> None:
         (["x", "--with", "none", "--out", "no/x.png"], 10, ["no folder no"]),
         (["x", "--prompt-file", "no.txt"], 10, ["no.txt"]),
         (["x", "-n", "0"], 2, ["--count 0"]),
+        (["-", "--out", "x.png"], 2, ["--out is for one picture"]),
+        (["x", "-"], 2, ["- stands alone"]),
+        (["x", "--mask", "m.png"], 2, ["--mask needs the picture"]),
+        (["x", "--init", "no.png"], 10, ["no picture no.png"]),
+        (["x", "--init", "bad.png"], 2, ["bad.png cannot be used", "image."]),
+        (["x", "--with", "none", "--scheduler", "eulr"], 2, ["did you mean 'euler'"]),
+        (["x", "--with", "none", "--grid-x", "step=3"], 2, ["did you mean 'steps'"]),
+        (["[V01]:3 dog", "--with", "none"], 2, ["at most 2"]),
     ],
 )
 def test_a_wrong_start_is_one_clear_line(
     args: list[str], code: int, words: list[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     assert forked.run(["sample", *args], tmp_path) == code
     lines = (tmp_path / "stderr").read_text().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]

@@ -143,7 +143,7 @@ def _lines(given: list[str], file: Path | None, sample: Sample) -> list[Line]:
 
     if STREAM in given:
         raise Usage("- stands alone", fix="prompts beside it can go to stdin: --prompt-file -")
-    found = [lines.Line(text.strip(), sample, {}) for text in given if text.strip()]
+    found = [lines.Line(text.strip(), sample) for text in given if text.strip()]
     if file:
         try:
             text = sys.stdin.read() if str(file) == STREAM else file.read_text("utf-8-sig")

@@ -93,4 +93,7 @@ class Method(Protocol):
     def load(
         self, family: Family, concepts: Sequence[Concept], files: Weights, weight: float
     ) -> None:
-        """Put an exported adapter into a base for sampling, `weight` times as strong."""
+        """Put an exported adapter into a base for sampling, `weight` times as strong.
+
+        Modules get new tensors and none is written in, so that the base can be had again.
+        """

@@ -104,7 +104,7 @@ class Method:
         _words.bind_again(family, concepts)
         self._text = _words.clip_stacks(family) if self.options.train_text else []
         for path, module in self._parts(family).items():
-            tensors, own = files[path][0], dict(_named(module))
+            tensors, own = files[path][0], dict(_named(module, live=True))
             wanted, base = _shapes(tensors), _shapes(own)
             if misfits := lora.misfits(wanted, base) or lora.misfits(base, wanted):
                 raise Usage(
@@ -113,7 +113,7 @@ class Method:
                     fix="use the base it was trained on",
                 )
             for name, tensor in own.items():
-                _blend(tensor, tensors[name], weight)
+                tensor.data = _blend(tensor.data, tensors[name], weight)
 
     def _parts(self, family: Family) -> dict[str, Any]:
         """What is trained, by the path of its weights in a diffusers folder."""
@@ -122,12 +122,12 @@ class Method:
         return {denoiser: family.denoiser, **text}
 
 
-def _named(module: Any) -> Iterator[tuple[str, Tensor]]:
-    """The module's tensors as files on the Hub name them.
+def _named(module: Any, live: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """The module's tensors as files on the Hub name them; live: its parameters themselves.
 
     transformers 5 has no `text_model.` level in CLIPTextModel; files and other tools have it.
     """
-    for name, tensor in module.state_dict().items():
+    for name, tensor in module.state_dict(keep_vars=live).items():
         bare = name.startswith(("embeddings.", "encoder.", "final_layer_norm."))
         yield f"text_model.{name}" if bare else name, tensor
 
@@ -155,9 +155,9 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _blend(base: Tensor, trained: Tensor, weight: float) -> None:
-    """base := (1 - weight) * base + weight * trained, summed in fp32 and cast once."""
+def _blend(base: Tensor, trained: Tensor, weight: float) -> Tensor:
+    """(1 - weight) * base + weight * trained, summed in fp32 and cast once."""
     trained = trained.to(base.device)
     if weight != 1:  # at 1 exactly what was trained
         trained = base.float().lerp(trained.float(), weight)
-    base.copy_(trained)
+    return trained.to(base.dtype)

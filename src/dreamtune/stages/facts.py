@@ -22,7 +22,12 @@ MODEL = 10  # and for models
 def text(scene: Scene, look: Look, family: Family, base: str, base_hash: str) -> str:
     """The PNG's `parameters`. The prompt has the words that other tools know the concepts by."""
     networks = {a.artifact.name: a for a in scene.adapters if not a.is_word}
-    words = {a.artifact.name: a for a in scene.adapters if a.is_word}
+    words = {
+        file.stem: _file_hash(a, file)
+        for a in scene.adapters
+        if a.is_word
+        for file in (_file(a, identifier) for identifier in a.identifiers)
+    }
     sampler = look.sampler or Sampler(family.sampler)
     shown: dict[str, object] = {
         "Steps": look.steps,
@@ -35,7 +40,7 @@ def text(scene: Scene, look: Look, family: Family, base: str, base_hash: str) ->
         "Model": base,
         **({"Denoising strength": f"{look.strength:g}"} if look.start else {}),
         **_hashes("Lora hashes", {name: _body_hash(a) for name, a in networks.items()}),
-        **_hashes("TI hashes", {name: _file_hash(a) for name, a in words.items()}),
+        **_hashes("TI hashes", words),
         "Version": f"dreamtune {__version__}",
     }
     loads = [f"<lora:{name}:{a.weight:g}>" for name, a in networks.items() if _body_hash(a)]
@@ -65,14 +70,24 @@ def exact(scene: Scene, look: Look, base: str, base_hash: str, start: object) ->
 
 
 def _said(prompt: str, scene: Scene, family: Family) -> str:
-    """The prompt with the words that A1111 has for concepts: an embedding's is its file's name."""
-    names = {i: a.artifact.name for a in scene.adapters if a.is_word for i in a.identifiers}
+    """The prompt with the words that A1111 has for concepts.
+
+    An embedding's is the name of its file, one that comes with a LoRA is without its brackets.
+    """
     plain, marks = prompts.strengths(prompt, [i for a in scene.adapters for i in a.identifiers])
-    for identifier, name in names.items():
-        strength = marks.get(identifier, 1.0)
-        shown = name if strength == 1 else f"({name}:{strength:g})"
-        plain = plain.replace(identifier, shown)
-    return family.text[0].prompt(plain)
+    stack = family.text[0]
+    for adapter in scene.adapters:
+        for identifier in adapter.identifiers:
+            word = stack.words.get(identifier, identifier)
+            first = word.split()[0]
+            if adapter.is_word:
+                word = _file(adapter, identifier).stem
+            elif first in stack.added:
+                word = first.strip("<>")
+            strength = marks.get(identifier, 1.0) if adapter.is_word else 1.0
+            word = word if strength == 1 else f"({word}:{strength:g})"
+            plain = plain.replace(identifier, word)
+    return plain
 
 
 def _hashes(key: str, found: dict[str, str]) -> dict[str, str]:
@@ -80,18 +95,20 @@ def _hashes(key: str, found: dict[str, str]) -> dict[str, str]:
     return {key: listed} if listed else {}
 
 
-def _path(adapter: Adapter) -> Path:
-    """The file for the user interfaces."""
-    return adapter.folder / f"{adapter.artifact.name}.safetensors"
+def _file(adapter: Adapter, identifier: str = "") -> Path:
+    """The file for the user interfaces; of several embeddings each has its own."""
+    name = adapter.artifact.name
+    own = adapter.folder / f"{name}-{identifier.strip('[]')}.safetensors"
+    return own if identifier and own.exists() else adapter.folder / f"{name}.safetensors"
 
 
 def _body_hash(adapter: Adapter) -> str:
     """What A1111 knows a LoRA by: the hash of the bytes after the header, which the header says."""
-    path = _path(adapter)
+    path = _file(adapter)
     return header.read_header(path).metadata.get("sshs_model_hash", "") if path.exists() else ""
 
 
-def _file_hash(adapter: Adapter) -> str:
+def _file_hash(adapter: Adapter, path: Path) -> str:
     """What A1111 knows an embedding by: the hash of the file."""
-    entry = adapter.artifact.files.get(_path(adapter).relative_to(adapter.artifact.path).as_posix())
+    entry = adapter.artifact.files.get(path.relative_to(adapter.artifact.path).as_posix())
     return str(entry["sha256"]) if entry else ""

@@ -32,7 +32,6 @@ class Line:
 
     prompt: str
     sample: Sample
-    own: dict[str, str]  # those that it gives itself, as typed
 
     @classmethod
     def read(cls, text: str, sample: Sample) -> Line:
@@ -50,7 +49,7 @@ class Line:
             if not own.keys() >= {"w", "h"}:
                 raise Usage(f"{text.strip()!r} has --w or --h, and not both")
             own["size"] = f"{own.pop('w')}x{own.pop('h')}"
-        return cls(prompt.strip(), settle(sample, own), own)
+        return cls(prompt.strip(), settle(sample, own))
 
 
 def is_prompt(text: str) -> bool:

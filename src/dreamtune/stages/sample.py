@@ -17,7 +17,7 @@ from dreamtune.formats import prompts
 from dreamtune.settings import IDENTIFIER, Sample
 from dreamtune.stages.adapters import Adapter, choose
 from dreamtune.stages.axes import Axis
-from dreamtune.stages.lines import Line
+from dreamtune.stages.lines import OWN, Line
 from dreamtune.stages.looks import Beginning, looks_of
 from dreamtune.stages.scenes import Scene, check_negatives, plan
 from dreamtune.stages.studio import Studio
@@ -84,11 +84,12 @@ class Run:
     def recipe(self) -> dict[str, Any]:
         """All that decides the result."""
         dressed = {scene.line: scene.adapters for scene in self.scenes}
+        common = dataclasses.asdict(self.sample)
         return {
             "lines": [
                 {
                     "prompt": line.prompt,
-                    "settings": line.own,
+                    "settings": {name: getattr(line.sample, name) for name in OWN},
                     "adapters": [adapter.record() for adapter in dressed[i]],
                 }
                 for i, line in enumerate(self.lines)
@@ -96,7 +97,7 @@ class Run:
             "start": self.beginning.record() if self.beginning else None,
             "base": self.base.name,
             "base_hash": self.base.fingerprint(),
-            "sample": {**dataclasses.asdict(self.sample), "base": self.base.name},
+            "sample": {k: v for k, v in common.items() if k not in (*OWN, "base")},
         }
 
 
