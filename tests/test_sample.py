@@ -144,7 +144,8 @@ def test_from_photos_to_pictures(make_prep: Callable[..., Artifact], tmp_path: P
         assert picture.size == (64, 64)
         info = infotext.parse(picture.info["parameters"])
     # Other tools get the bound word, for they read brackets as weights; our JSON what was typed.
-    assert (info.prompt, info.negative) == (prompt.strip().replace("[V01]", "z"), "blur")
+    shown = prompt.strip().replace("[V01]", "z") + " <lora:dog:1>"
+    assert (info.prompt, info.negative) == (shown, "blur")
     folder = tmp_path / said["path"]
     assert json.loads((folder / "samples.json").read_text())[0]["prompt"] == prompt.strip()
     assert info.parameters["Seed"] == "8" and info.parameters["Size"] == "64x64"

@@ -207,6 +207,13 @@ def test_emphasis_multiplies_states_and_keeps_their_mean() -> None:
         assert torch.allclose(said["text"][..., columns], expected, atol=1e-5)
 
 
+def test_emphasis_restores_no_mean_where_there_is_none() -> None:
+    family = families.load("tiny:sd", torch.float32)
+    said, plain = (Texts(family).states(text, 1)["text"] for text in ("a (dog:1.5) b", "a dog b"))
+    assert torch.equal(said[:, 2:5], plain[:, 2:5] * 1.5)
+    assert torch.equal(said[:, 5:], plain[:, 5:])
+
+
 def test_long_prompts_are_cut_as_a1111_does() -> None:
     (stack,) = families.load("tiny:sd", torch.float32).text
     word, comma = stack.ids("x")[0], stack.ids(",")[0]

@@ -23,6 +23,7 @@ from dreamtune.bases import Base
 from dreamtune.errors import Usage
 from dreamtune.settings import IDENTIFIER
 
+MEANT = 0.03  # of the spread; CLIP ViT-L's mean is 0.1 of it
 NO_WEIGHTS: Mapping[str, Tensor] = {}
 _RESERVED = re.compile(r"<id\d+>")
 _CLIP = re.compile(r"([a-z]{1,4})</w>")
@@ -170,14 +171,17 @@ def read_stacks(base: Base, encoders: dict[str, Any], t5_length: int = 0) -> lis
 
 
 def emphasised(states: Tensor, weights: Tensor | None) -> Tensor:
-    """States (1, L, D) times their tokens' weights (1, L), the mean restored.
+    """States (1, L, D) times their tokens' weights (1, L), the mean restored where there is one.
 
-    "Original" in modules/sd_emphasis.py of AUTOMATIC1111/stable-diffusion-webui.
+    "Original" in modules/sd_emphasis.py of AUTOMATIC1111/stable-diffusion-webui; its "No norm" for
+    encoders such as mini's, whose mean is nothing beside their spread: a quotient of two such means
+    is noise.
     """
     if weights is None:
         return states
     louder = states * weights[..., None].to(states.dtype)
-    return louder * (states.mean() / louder.mean())
+    restored = louder * (states.mean() / louder.mean())
+    return torch.where(states.mean().abs() > MEANT * states.std(), restored, louder)
 
 
 class TokenRows(nn.Module):
