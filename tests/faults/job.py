@@ -59,7 +59,7 @@ def train(store: Store, photos: Artifact, mark: Callable[[Op], None]) -> Artifac
         return _reused(store, done, mark)
     with store.draft("adapter", "rex", key, recipe, [photos.id], keep=True) as draft:
         folder = draft.path / "checkpoints"
-        weights = learn(draft.path, folder, lambda step: mark(("mark", "saved", key, step)))
+        weights = learn(draft.path, folder, lambda step: mark(("mark", "saved", key[:16], step)))
         fsops.write_safetensors(draft.path / "rex.safetensors", {"w": weights.detach()})
         return _made(draft.commit({"steps": STEPS}), mark)
 
@@ -103,7 +103,7 @@ class Promised:
 
     made: set[str] = field(default_factory=set)  # ids of artifacts
     newest: set[str] = field(default_factory=set)  # what may have been returned last
-    saved: dict[str, list[int]] = field(default_factory=dict)  # key of a run -> steps
+    saved: dict[str, list[int]] = field(default_factory=dict)  # start of a run's key -> steps
 
     @classmethod
     def after(cls, ops: list[Op], done: int) -> Promised:
@@ -133,10 +133,10 @@ def violations(root: Path, promised: Promised) -> list[str]:
     last = [a.id for a in store._in_order()][-1:]
     if promised.newest and not promised.newest.issuperset(last):
         found.append("which artifact was returned last is lost")
-    finished = {a.key for a in there.values()}
+    finished = {a.key[:16] for a in there.values()}
     for key, steps in promised.saved.items():
         if key not in finished:
-            found += _checkpoints(next(root.glob(f"*/*/.work-{key[:16]}"), root), steps)
+            found += _checkpoints(next(root.glob(f"*/*/.work-{key}"), root), steps)
     return found
 
 

@@ -134,15 +134,16 @@ NAMES = {"open", "write", "pwrite", "ftruncate", "fsync", "replace", "rename", *
 # What can be done about a change. Each is called in a child before its work (forked.run).
 
 
-def record(root: Path, tape: Path) -> None:
-    """Write every change down, for `read`."""
+def record(root: Path, tape: Path) -> Callable[[Op], None]:
+    """Write every change down, for `read`; what is returned writes a mark between them."""
     file = tape.open("wb")
 
     def note(op: Op) -> None:
         marshal.dump(op, file)
         file.flush()
 
-    _patch(root, nothing, note)
+    _patch(Path(os.path.realpath(root)), nothing, note)
+    return note
 
 
 def read(tape: Path) -> list[Op]:
@@ -155,12 +156,13 @@ def read(tape: Path) -> list[Op]:
 
 def kill_at(root: Path, number: int) -> None:
     """Die before the change with this number, counted from 1."""
-    _patch(root, _counter(number, lambda op: os.kill(os.getpid(), signal.SIGKILL)), nothing)
+    die = _counter(number, lambda op: os.kill(os.getpid(), signal.SIGKILL))
+    _patch(Path(os.path.realpath(root)), die, nothing)
 
 
 def fail_at(root: Path, number: int, code: int, for_good: bool = False) -> None:
     """Refuse that change with an error, and with `for_good` all later ones that need space."""
-    _patch(root, failing(number, code, for_good), nothing)
+    _patch(Path(os.path.realpath(root)), failing(number, code, for_good), nothing)
 
 
 def failing(number: int, code: int, for_good: bool = False) -> Callable[[Op], None]:
