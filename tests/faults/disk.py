@@ -21,6 +21,16 @@ Tree = dict[str, bytes | None]  # path -> content; None for a folder
 class File:
     data: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
+    whole: bytes | None = b""  # the same as data, as long as nothing is written
+
+    def now(self) -> bytes:
+        """One object for one content: its hash is computed once."""
+        if self.whole is None:
+            self.whole = bytes(self.data)
+        return self.whole
+
+    def clean(self) -> bool:
+        return self.now() == self.synced
 
 
 @dataclass(eq=False)
@@ -57,7 +67,7 @@ class Luck:
 
 
 def _kept(file: File) -> bytes:
-    return bytes(file.data)
+    return file.now()
 
 
 def _lost(file: File) -> bytes:
@@ -66,7 +76,7 @@ def _lost(file: File) -> bytes:
 
 def _zeros(file: File) -> bytes:
     """The length arrived, the data did not."""
-    if file.data == file.synced:
+    if file.clean():
         return file.synced
     same = len(file.synced) if file.data.startswith(file.synced) else 0
     return file.synced[:same] + bytes(len(file.data) - same)
@@ -74,7 +84,7 @@ def _zeros(file: File) -> bytes:
 
 def _torn(file: File) -> bytes:
     """Half of what is new arrived."""
-    if file.data == file.synced:
+    if file.clean():
         return file.synced
     same = len(file.synced) if file.data.startswith(file.synced) else 0
     return bytes(file.data[: (same + len(file.data) + 1) // 2])
@@ -143,7 +153,7 @@ class Disk:
         elif kind == "fsync":
             node = self._find(path)
             if isinstance(node, File):
-                node.synced = bytes(node.data)
+                node.synced = node.now()
             else:
                 node.sync()
 
@@ -169,10 +179,11 @@ class Disk:
 
 
 def _durable(data: bytes) -> File:
-    return File(bytearray(data), data)
+    return File(bytearray(data), data, data)
 
 
 def _write(file: File, offset: int, data: bytes | None = None) -> None:
+    file.whole = None
     if data is None:  # truncate
         del file.data[offset:]
     else:

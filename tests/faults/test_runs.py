@@ -119,7 +119,7 @@ def test_no_power_cut_loses_what_was_promised(
     before = Path(shutil.copytree(run.before, tmp_path / "before"))
     found = [
         f"{crash}: {problem}"
-        for crash, folder in states(before, run.ops, 60)
+        for crash, folder in states(before, run.ops, 60, most=1500)
         for problem in violations(folder, Promised.after(run.ops, crash.done))
     ]
     assert found == []
