@@ -171,7 +171,8 @@ def states(
     before: Path, ops: list[Op], count: int, most: int | None = None
 ) -> Iterator[tuple[Crash, Path]]:
     """What power cuts leave of the store that was in `before`, made real one after the other."""
-    for crash in some(crashes(before, ops), count, most):
+    chosen = set(some(range(sum(1 for _ in crashes(before, ops))), count, most))
+    for crash in (crash for at, crash in enumerate(crashes(before, ops)) if at in chosen):
         folder = put_down(crash.tree, before.parent / "crash")
         yield crash, folder
         shutil.rmtree(folder)
