@@ -359,10 +359,55 @@ def test_a_hostile_manifest_is_damaged(tmp_path: Path, text: str) -> None:
         Artifact.load(tmp_path)
 
 
-def test_a_newer_schema_names_itself(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"schema": 2}')
-    with pytest.raises(Damaged, match="schema 2, this dreamtune reads 1; use"):
-        Artifact.load(tmp_path)
+def with_schema(path: Path, schema: int, **renamed: str) -> None:
+    """Write a manifest anew as a dreamtune with that schema would have, with other field names."""
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    body = {renamed.get(k, k): v for k, v in manifest.items() if k != "sha256"}
+    data = artifacts._dumped({**body, "schema": schema})
+    (path / "manifest.json").write_bytes(data)
+
+
+def test_a_manifest_of_an_older_schema_is_migrated(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(store)
+    with_schema(made.path, 0, recipe="settings")
+    with pytest.raises(Damaged):  # nobody knows how to read it
+        Artifact.load(made.path)
+    renamed = {0: lambda old: {**old, "recipe": old["settings"]}}
+    monkeypatch.setattr(artifacts, "MIGRATIONS", renamed)
+    assert Artifact.load(made.path) == made and store.resolve("rex") == made
+    assert store.verify(deep=True) == {made.path: []}
+    data = (made.path / "manifest.json").read_bytes()
+    (made.path / "manifest.json").write_bytes(data.replace(b"768", b"769"))
+    with pytest.raises(Damaged, match="its bytes are not those that were written"):
+        Artifact.load(made.path)
+
+
+def test_a_newer_schema_is_refused_in_a_line(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.quiet(False)
+    one, two = make(store), make(store)
+    with_schema(two.path, 7, recipe="whatever")
+    with pytest.raises(Damaged, match=r"schema 7, this dreamtune reads up to 1; use a newer"):
+        Artifact.load(two.path)
+    assert store.resolve("rex") == one and store.newest("prep") == one
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and f"{two.path} is passed over" in said[0] and "schema 7" in said[0]
+    assert make(store).version == "v003"
+
+
+@pytest.mark.parametrize("field", ["kind", "parents", "files", "recipe"])
+def test_a_manifest_with_its_own_hash_and_wrong_values_is_damaged(store: Store, field: str) -> None:
+    made = make(store)
+    for value in (3, None, [3], {"a": 3}, {"a": {"size": "1", "sha256": ""}}):
+        if field == "recipe" and isinstance(value, dict):
+            continue
+        body = {"schema": 1, **{f: getattr(made, f) for f in artifacts.FIELDS}, field: value}
+        (made.path / "manifest.json").write_bytes(artifacts._dumped(body))
+        with pytest.raises(Damaged):
+            Artifact.load(made.path)
 
 
 def test_what_was_made_from_a_damaged_artifact_is_marked(store: Store) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 from . import console, fsops
 from .errors import Damaged, Locked, NotFound, Resources, Unsafe, Usage, suggest
 
-SCHEMA = 1
+SCHEMA = 1  # of manifests; when it grows, MIGRATIONS learns to read those before it
 Problems = list[str]
 Place = tuple[str, str, str]  # kind, name, version
 Entry = dict[str, Any]  # size, sha256
@@ -38,6 +38,8 @@ PLACE = ("kind", "name", "version")
 FIELDS = ("kind", "name", "version", "key", "id", "recipe", "parents", "files", "run")
 MANIFEST, CHECKPOINTS, ASKED = "manifest.json", "checkpoints", "asked.json"
 RUN_FILES = ("run.json", "log.jsonl")
+Manifest = dict[str, Any]
+MIGRATIONS: dict[int, Callable[[Manifest], Manifest]] = {}  # schema -> to the one after it
 LIBRARIES = (
     "accelerate", "diffusers", "dreamtune", "numpy", "peft", "pillow", "torch", "transformers",
 )  # fmt: skip
@@ -66,24 +68,29 @@ class Artifact:
             data = file.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"no artifact in {path}", why=f"there is no {MANIFEST}") from None
+        except OSError as e:
+            raise Damaged(f"{file} cannot be read", why=os.strerror(e.errno or 0)) from None
         try:
-            manifest = json.loads(data)
-            if manifest["schema"] != SCHEMA:
-                raise Damaged(
-                    f"{file} has schema {manifest['schema']}, this dreamtune reads {SCHEMA}",
-                    fix="use the dreamtune that wrote it, or a newer one",
-                )
+            manifest = _current(json.loads(data), data, file)
             artifact = cls(path, **{field: manifest[field] for field in FIELDS})
-            if artifact.manifest_bytes() == data:
+            if artifact._sound():
                 return artifact
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
         raise Damaged(f"{file} is damaged", why="its bytes are not those that were written")
 
+    def _sound(self) -> bool:
+        """Whether every field is of its kind: a manifest can be made by anybody."""
+        texts = [self.kind, self.name, self.version, self.key, self.id, *self.parents]
+        entries = [*self.files.items(), *self.run.items()]
+        texts += [name for name, _ in entries] + [entry["sha256"] for _, entry in entries]
+        whole = all(type(entry["size"]) is int for _, entry in entries)
+        kinds = isinstance(self.recipe, dict) and isinstance(self.parents, list)
+        return whole and kinds and all(isinstance(text, str) for text in texts)
+
     def manifest_bytes(self) -> bytes:
         """The only bytes that the manifest of this artifact can have, its own hash among them."""
-        body = {"schema": SCHEMA, **{field: getattr(self, field) for field in FIELDS}}
-        return fsops.dump_json({**body, "sha256": _hash(body)}).encode()
+        return _dumped({"schema": SCHEMA, **{field: getattr(self, field) for field in FIELDS}})
 
     @property
     def label(self) -> str:
@@ -99,7 +106,7 @@ class Artifact:
         """A JSON file of the artifact; Damaged when it is missing or unreadable."""
         try:
             return json.loads((self.path / file).read_bytes())
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise Damaged(f"{self.path / file} is damaged", why=str(e)) from None
 
     def verify(self, deep: bool = False) -> list[str]:
@@ -264,8 +271,11 @@ class Store:
         """Every artifact with a good manifest, by kind, name and version."""
         found = []
         for folder in self._folders():
-            with contextlib.suppress(Damaged, NotFound):
+            try:
                 artifact = Artifact.load(folder)
+            except (Damaged, NotFound) as e:
+                _passed_over(folder, str(e))
+            else:
                 found += [artifact] if kind in (None, artifact.kind) else []
         return found
 
@@ -529,6 +539,29 @@ def surroundings() -> dict[str, Any]:
 # Files of an artifact.
 
 
+def _current(manifest: Manifest, data: bytes, file: Path) -> Manifest:
+    """A manifest as this dreamtune writes it; Damaged when it is newer or was changed.
+
+    data: the bytes that it was read from, and the only ones that it can have
+    """
+    if type(manifest["schema"]) is int and manifest["schema"] > SCHEMA:
+        raise Damaged(
+            f"{file} has schema {manifest['schema']}, this dreamtune reads up to {SCHEMA}",
+            fix="use a newer dreamtune",
+        )
+    if _dumped(manifest) != data:
+        raise ValueError
+    for schema in range(manifest["schema"], SCHEMA):
+        manifest = MIGRATIONS[schema](manifest)
+    return manifest
+
+
+def _dumped(manifest: Manifest) -> bytes:
+    """The bytes of a manifest of any schema, its own hash among them."""
+    body = {field: value for field, value in manifest.items() if field != "sha256"}
+    return fsops.dump_json({**body, "sha256": _hash(body)}).encode()
+
+
 def _hash(obj: Any) -> str:
     """SHA-256 of plain data: equal data, equal hash."""
     return hashlib.sha256(fsops.dump_json(obj).encode()).hexdigest()
@@ -558,6 +591,12 @@ def _parse_entry(line: bytes) -> dict[str, Any] | None:
 
 def _place(entry: Entry) -> Place:
     return entry["kind"], entry["name"], entry["version"]
+
+
+@functools.cache
+def _passed_over(folder: Path, why: str) -> None:
+    """Said once: a reference may mean an older version because of it."""
+    console.warn(f"{folder} is passed over: {why}")
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -25,9 +25,9 @@ def run(
     opened = Store.open(store)
     report = opened.verify()
     found = opened.list(kind)
-    for path, problems in report.items():
-        if problems:
-            console.warn(f"{path}: {problems[0]}")
+    for artifact in found:
+        if problems := report[artifact.path]:
+            console.warn(f"{artifact.path}: {problems[0]}")
     if json:
         fields = ("kind", "name", "version", "id", "key", "parents")
         console.json(
