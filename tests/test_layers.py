@@ -19,7 +19,7 @@ import dreamtune
 ROOT = Path(dreamtune.__file__).parent
 LAYERS = [
     {"", "errors", "plugins", "console", "settings", "recipe", "flags", "fsops", "artifacts"}
-    | {"floors"},
+    | {"floors", "processes"},
     {"data", "formats", "diffusion", "losses", "draws", "checkpoints", "assets"}
     | {"optimizers", "schedules", "ema", "weightings", "perceptual"},
     {"bases"},

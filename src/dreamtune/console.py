@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO, cast
 
+from . import processes
+
 _quiet = False
 
 # C0 and C1 controls except tab and newline, DEL, and the characters that reorder text.
@@ -34,6 +36,8 @@ def clean(text: str) -> str:
 
 def out(text: object) -> None:
     """A result: one line on stdout, as it is; an undecodable file name keeps its bytes."""
+    if not processes.first():
+        return
     try:
         _write(sys.stdout, str(text))
     except UnicodeEncodeError:
@@ -50,7 +54,7 @@ def json(obj: Any) -> None:
 
 def say(text: str) -> None:
     """What happened, on stderr."""
-    if not _quiet:
+    if not _quiet and processes.first():
         _write(sys.stderr, clean(text))
 
 
@@ -61,17 +65,19 @@ def hint(text: str) -> None:
 
 def warn(text: str) -> None:
     """Something is not as it should be, and work goes on; on stderr, also when quiet."""
-    _write(sys.stderr, clean(f"warning: {text}"))
+    if processes.first():
+        _write(sys.stderr, clean(f"warning: {text}"))
 
 
 def error(text: str) -> None:
     """Why work stopped; on stderr, also when quiet."""
-    _write(sys.stderr, clean(f"error: {text}"))
+    who = "" if processes.first() else f"process {processes.rank()}: "
+    _write(sys.stderr, clean(f"error: {who}{text}"))
 
 
 def interject(text: str) -> None:
     """Talk from a signal handler, which may have come in the middle of other talk."""
-    if not _quiet:
+    if not _quiet and processes.first():
         with contextlib.suppress(OSError):
             os.write(2, f"{clean(text)}\n".encode())
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .. import console, flags
+from .. import console, flags, processes
 from ..recipe import Chosen
 from ..settings import Train
 
@@ -60,7 +60,8 @@ def run(
     if dry_run:
         labels = ", ".join(one.prep.label for one in sets)
         console.say(f"would train {ask.name} ({method.name}) on {labels}")
-        console.say(f"{ask.train.steps} updates of {train.batch * train.accumulation} pictures")
+        size = train.batch * train.accumulation * processes.count()
+        console.say(f"{ask.train.steps} updates of {size} pictures")
         return
     artifact = stage.run(ask)
     said = " and ".join(f"{c.identifier} {c.class_word}" for c in ask.concepts)

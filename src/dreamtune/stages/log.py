@@ -21,11 +21,16 @@ FLUSH = 10  # updates whose losses are read at once, so that a GPU is not waited
 class Log:
     """A line an update. Values stay on the device until some are due."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        """`start`: updates done; what an interrupted run logged after them is dropped."""
+    def __init__(self, path: Path | None, start: int) -> None:
+        """`start`: updates done; what an interrupted run logged after them is dropped.
+
+        path: None in a process that only watches.
+        """
         self.path = path
         self.waiting: list[Step] = []
         self.shown: dict[str, float] = {}
+        if path is None:
+            return
         with contextlib.suppress(FileNotFoundError):
             lines = path.read_bytes().splitlines()[:start]  # a power cut can leave any bytes behind
             fsops.write_bytes(path, b"".join(line + b"\n" for line in lines))
@@ -43,7 +48,8 @@ class Log:
         sound = list(itertools.takewhile(lambda row: math.isfinite(row["loss"]), rows))
         if sound:
             self.shown = {"loss": sound[-1]["loss"]}
-            fsops.append_line(self.path, "\n".join(json.dumps(row) for row in sound))
+            if self.path:
+                fsops.append_line(self.path, "\n".join(json.dumps(row) for row in sound))
         if len(sound) < len(rows):
             bad = rows[len(sound)]
             raise NonFinite(

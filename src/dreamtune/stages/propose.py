@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dreamtune import console, plugins, recipe
+from dreamtune import console, plugins, processes, recipe
 from dreamtune.settings import Train
 from dreamtune.stages.sets import PhotoSet
 
@@ -31,7 +31,7 @@ def fill(train: Train, method: recipe.Chosen, sets: Sequence[PhotoSet]) -> Train
     photos = sum(len(one.samples()) for one in sets)
     views = plugins.load(recipe.METHODS, method.name).Method.views
     shown = views * min(MOST, max(FEWEST, photos))
-    size = train.batch * train.accumulation
+    size = train.batch * train.accumulation * processes.count()
     steps = max(1, round(shown / size))
     console.say(f"{steps} updates: {photos} photos, each seen {shown / photos:.0f} times (--steps)")
     return dataclasses.replace(train, steps=steps)

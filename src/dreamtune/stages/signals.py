@@ -1,6 +1,7 @@
 """Signals as wishes: the work is told, and saves before it ends or goes on.
 
 SIGINT, SIGTERM and SIGHUP (a terminal that closed) ask to save and end, SIGUSR1 to save and go on.
+Several processes end at the same step, when the first has been told to.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dreamtune import console
+from dreamtune import console, processes
 
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -29,7 +30,8 @@ class Wishes:
 
 @contextlib.contextmanager
 def signals() -> Iterator[Wishes]:
-    """Collects signals as wishes; the second of one kind ends the process at once.
+    """Collects signals as wishes; the second of one kind ends the process at once, unless there are
+    several: what started them passes on what the terminal has sent them already.
 
     A signal that is ignored from outside, as under nohup, stays so.
     """
@@ -37,8 +39,9 @@ def signals() -> Iterator[Wishes]:
 
     def end(number: int, frame: Any) -> None:
         wishes.end = number
-        console.interject("finishing this step and saving; once more to stop at once")
-        signal.signal(number, signal.SIG_DFL)
+        if processes.count() == 1:
+            console.interject("finishing this step and saving; once more to stop at once")
+            signal.signal(number, signal.SIG_DFL)
 
     def save(number: int, frame: Any) -> None:
         wishes.save = True
@@ -53,3 +56,25 @@ def signals() -> Iterator[Wishes]:
     finally:
         for number, before in old.items():
             signal.signal(number, before)
+
+
+class Heard:
+    """The wishes of the first process, as all of them know them: one step late, since asking for
+    them at once would make a GPU wait.
+    """
+
+    def __init__(self, wishes: Wishes, accelerator: Any) -> None:
+        self.wishes, self.accelerator = wishes, accelerator
+        self.asked: Any = None
+
+    def now(self) -> Wishes:
+        """To be called by all processes, at the same step."""
+        if processes.count() == 1:
+            return self.wishes
+        import torch
+
+        own = [self.wishes.end, int(self.wishes.save)] if processes.first() else [0, 0]
+        before, self.asked = self.asked, torch.tensor(own, device=self.accelerator.device)
+        self.asked = self.accelerator.reduce(self.asked)
+        end, save = before.tolist() if before is not None else (0, 0)
+        return Wishes(end, bool(save))

@@ -20,6 +20,7 @@ from dreamtune import (
     fsops,
     optimizers,
     plugins,
+    processes,
     recipe,
     schedules,
 )
@@ -34,7 +35,7 @@ from dreamtune.stages.encode import Encoder, Lesson
 from dreamtune.stages.log import Log
 from dreamtune.stages.preview import preview
 from dreamtune.stages.sets import PhotoSet
-from dreamtune.stages.signals import signals
+from dreamtune.stages.signals import Heard, signals
 
 if TYPE_CHECKING:
     from dreamtune.ema import Average
@@ -70,6 +71,7 @@ class Run:
             "name": self.name,
             "photos": [one.record() for one in self.sets],
             "base_hash": self.base.fingerprint(),
+            "processes": processes.count(),
             "train": {**dataclasses.asdict(self.train), **bases.named(self.base)},
             "method": {"name": self.method.name, **dataclasses.asdict(self.method.options)},
         }
@@ -91,17 +93,39 @@ class Run:
 
 def run(ask: Run) -> Artifact:
     """Train, or find that it was done before."""
-    ask = with_class_images(ask)
+    processes.join(devices.choose(ask.train.device))
+    with processes.in_turn():
+        ask = with_class_images(ask)
     done = ask.store.find(ask.key)
     if done:
         console.say(f"{done.label} is up to date")
-        return ask.store.reuse(done)
+        return ask.store.reuse(done) if processes.first() else done
+    artifact = _lead(ask) if processes.first() else _follow(ask)
+    processes.leave()
+    return artifact
+
+
+def _lead(ask: Run) -> Artifact:
+    """The first process, or the only one: checks, decides where to go on, and writes."""
     families.of(ask.base)  # refuses what is no family's
     bases.remember(ask.base)
     for artifact in [*(one.prep for one in ask.sets), *ask.classes]:
         artifact.check(deep=True)
     with ask.store.draft("adapter", ask.name, ask.key, ask.recipe, ask.parents, keep=True) as draft:
-        return Training(ask, draft, resume.point(ask, draft)).run()
+        checkpoint = processes.share(resume.point(ask, draft))
+        finished = Training(ask, draft, checkpoint).run()
+    processes.wait()
+    assert finished
+    return finished
+
+
+def _follow(ask: Run) -> Artifact:
+    """Another process: computes what the first decides."""
+    Training(ask, None, processes.share(None)).run()
+    processes.wait()
+    finished = ask.store.find(ask.key)
+    assert finished
+    return finished
 
 
 def with_class_images(ask: Run) -> Run:
@@ -124,31 +148,38 @@ def with_class_images(ask: Run) -> Run:
 
 
 class Training:
-    """The work itself: load, encode, step, save."""
+    """The work itself: load, encode, step, save. A process without a draft only computes."""
 
-    def __init__(self, ask: Run, draft: Draft, checkpoint: Path | None) -> None:
+    def __init__(self, ask: Run, draft: Draft | None, checkpoint: Path | None) -> None:
         self.ask, self.train, self.draft, self.checkpoint = ask, ask.train, draft, checkpoint
         self.seconds: dict[str, float] = {}
 
-    def run(self) -> Artifact:
-        """All phases in order; the finished artifact."""
+    def run(self) -> Artifact | None:
+        """All phases in order; the finished artifact, where there is a draft for it."""
         with self._phase("import"):
             _import_libraries()
         with self._phase("load"):
             self._load()
-        with self._phase("encode"):
+        with self._phase("encode"), processes.in_turn():
             self._encode()
         with self._phase("rehearse"):
             self._rehearse()
         with signals() as self.wishes:  # one that comes while the result is saved lets it finish
             with self._phase("steps"):
                 self._step()
+            if not self.draft:
+                return None
             with self._phase("save"), self._state_kept():
-                self._export(self.draft.path, self.train.steps)
+                self._export(self._folder, self.train.steps)
                 self._describe()
             run: dict[str, Any] = {"seconds": self.seconds, **self.machine}
             run |= {"final_loss": self.final_loss, "trained_parameters": self._count()}
             return self.draft.commit(run)
+
+    @property
+    def _folder(self) -> Path:
+        assert self.draft, "this process does not write"
+        return self.draft.path
 
     @contextlib.contextmanager
     def _state_kept(self) -> Iterator[None]:
@@ -212,7 +243,7 @@ class Training:
             self._weighting(),
         )
         optimizer = optimizers.make(train.optimizer, self._groups())
-        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self._prepare(objective, optimizer)
         self.average = self._average()
         console.say(f"learning rate {self._peak():.2g} (--learning-rate)")
         for concept in self.concepts:
@@ -243,6 +274,17 @@ class Training:
             if family.guidance is None:
                 raise Usage(f"{family.base} is not told a guidance scale", fix="drop --guidance")
             family.guidance = train.guidance
+
+    def _prepare(self, objective: Any, optimizer: Any) -> None:
+        """Both as Accelerate wants them: on the device, and in several processes in step."""
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        # Layers that are frozen for a time, or whose output nobody reads, get no gradient.
+        groups = self.method.groups()
+        idle = any(group.start or group.role.startswith("text") for group in groups)
+        handler = DistributedDataParallelKwargs(find_unused_parameters=idle)
+        self.accelerator.ddp_handler = handler
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
 
     def _weighting(self) -> Weighting | None:
         """How much timesteps count; Usage when the base's kind of noise has no such weights."""
@@ -376,7 +418,7 @@ class Training:
         self.objective.train()
         batch, context = self._batches(0)[0], self.accelerator.autocast
         rehearsal = Rehearsal(self.objective, batch, context, self._count())
-        found = forecast(rehearsal, self.train, self.ask.method.name, self.draft.path)
+        found = forecast(rehearsal, self.train, self.ask.method.name, self.ask.store.path)
         console.say(f"{self.train.steps} updates will take {found}")
 
     # Step.
@@ -391,7 +433,8 @@ class Training:
             start = checkpoints.step_of(self.checkpoint)
             checkpoints.restore(self.checkpoint, self.parameters, self.optimizer, **self._beside())
             console.say(f"going on after step {start} of {train.steps}")
-        log = Log(self.draft.path / "log.jsonl", start)
+        log = Log(self._folder / "log.jsonl" if self.draft else None, start)
+        heard = Heard(self.wishes, self.accelerator)
         self.objective.train()
         steps = loop.train(
             self.objective,
@@ -411,16 +454,19 @@ class Training:
                     self.average.update(n)
                 log.add(step)
                 bar.advance(1, **log.shown)
-                self._once_in_a_while(n)
+                if self.draft:
+                    self._once_in_a_while(n)
+                wishes = heard.now()
                 due = n % self.ask.checkpoint_every == 0 or now - saved > CHECKPOINT_SECONDS
-                if n < train.steps and (due or self.wishes):
+                if n < train.steps and (due or wishes):
                     self.wishes.save = False
                     log.flush()
                     self._checkpoint(n)
                     saved = now
-                    if self.wishes.end:
+                    if wishes.end:
+                        processes.wait()  # for the first, which saves
                         raise Interrupted(
-                            self.wishes.end,
+                            wishes.end,
                             f"interrupted, step {n} of {train.steps} is saved",
                             fix="run the same command with --resume to go on",
                         )
@@ -439,15 +485,15 @@ class Training:
         """Previews, and adapters to try."""
         train = self.train
         if train.preview_every and step % train.preview_every == 0:
-            folder = self.draft.path / "previews"
+            folder = self._folder / "previews"
             with self._exported():
                 preview(self.family, self.concepts[0], folder, step, self.resolution, train.seed)
         if train.save_every and step % train.save_every == 0 and step < train.steps:
-            self._export(self.draft.path / "steps" / f"{step:06d}", step)
+            self._export(self._folder / "steps" / f"{step:06d}", step)
 
     def _checkpoint(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            folder = self.draft.path / "checkpoints"
+        if self.draft:
+            folder = self._folder / "checkpoints"
             state = self.parameters, self.optimizer, self.machine
             checkpoints.save(folder, step, *state, **self._beside())
 
@@ -507,9 +553,9 @@ class Training:
             "resolution": self.resolution,
             "steps": self.train.steps,
         }
-        fsops.write_json(self.draft.path / "adapter.json", facts)
+        fsops.write_json(self._folder / "adapter.json", facts)
         tables = {k: self.ask.recipe[k] for k in ("train", "method")}
-        fsops.write_text(self.draft.path / "recipe.toml", recipe.dumps(tables))
+        fsops.write_text(self._folder / "recipe.toml", recipe.dumps(tables))
 
     def _count(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
