@@ -2,7 +2,7 @@
 
 fsops reaches the disk through `os` alone; its functions are replaced here, so that a change can be
 written down, counted, refused or be the last thing that the process did. Whether the kernel sees
-the same changes is checked against strace (test_strace.py).
+the same changes is checked against strace (test_kernel.py).
 """
 
 from __future__ import annotations
@@ -136,13 +136,19 @@ NAMES = {"open", "write", "pwrite", "ftruncate", "fsync", "replace", "rename", *
 
 def record(root: Path, tape: Path) -> Callable[[Op], None]:
     """Write every change down, for `read`; what is returned writes a mark between them."""
+    note = notebook(tape)
+    _patch(Path(os.path.realpath(root)), nothing, note)
+    return note
+
+
+def notebook(tape: Path) -> Callable[[Op], None]:
+    """What is called with a change or a mark writes it down, for `read`."""
     file = tape.open("wb")
 
     def note(op: Op) -> None:
         marshal.dump(op, file)
         file.flush()
 
-    _patch(Path(os.path.realpath(root)), nothing, note)
     return note
 
 
