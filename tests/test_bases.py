@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreamtune import bases, families
+from dreamtune import bases, families, plugins
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import Damaged, Unsafe
 from dreamtune.methods import Concept
 from dreamtune.methods.embedding import Method, Options
+from tests import forked
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -154,3 +156,73 @@ def test_what_is_incomplete_or_unsafe_is_refused(
     change(base)
     with pytest.raises(kind, match=words):
         families.load(str(base), torch.float32)
+
+
+@pytest.mark.parametrize("name", plugins.names("dreamtune.families"))
+def test_our_loading_is_the_libraries_own(name: str, tmp_path: Path) -> None:
+    """Bit for bit: every weight, and every number that is computed and not stored."""
+    source = families.load(f"tiny:{name}", torch.float32).pipeline()
+    source.save_pretrained(tmp_path / "base")
+    theirs = type(source).from_pretrained(tmp_path / "base")
+    ours = families.load(str(tmp_path / "base"), torch.float32)
+    pairs = [(ours.denoiser, getattr(theirs, ours.denoiser_name)), (ours.vae, theirs.vae)]
+    pairs += [(stack.encoder, getattr(theirs, stack.name)) for stack in ours.text]
+    for module, other in pairs:
+        assert {k: v.shape for k, v in other.named_buffers()} == {
+            k: v.shape for k, v in module.named_buffers()
+        }
+        others = other.state_dict()
+        assert module.state_dict().keys() == others.keys()
+        assert all(torch.equal(v, others[k]) for k, v in module.state_dict().items())
+        assert not any(p.requires_grad or p.is_meta for p in module.parameters())
+    for stack in ours.text:
+        ids = stack.tokenize(["a dog"])
+        with torch.no_grad():  # else T5's layers are fused in other ways
+            assert torch.equal(stack.encoder(ids)[0], getattr(theirs, stack.name)(ids)[0])
+
+
+def test_released_parts_are_gone_or_come_back_for_a_while() -> None:
+    family = families.load("tiny:sd", torch.float32)
+    families.release(family, text=True, keep=True)
+    with families.recalled(family):
+        assert family.vae.device == family.text[0].encoder.device == family.denoiser.device
+    families.release(family, text=False, keep=False)
+    assert family.vae is None and family.text[0].encoder is not None
+    families.release(family, text=True, keep=False)
+    assert family.text[0].encoder is None
+    assert family.text[0].tokenize(["a dog"]).shape == (1, 77)
+
+
+# What an adapter records of its base.
+
+
+@pytest.fixture
+def trained(base: Path, make_prep: Callable[..., Artifact], tmp_path: Path) -> Path:
+    """A store with an adapter that was trained on the folder `base`."""
+    make_prep()
+    args = ["train", "--base", str(base), "--steps", "1", "--batch", "1", "--rank", "2"]
+    assert forked.run([*args, "--name", "rex"], tmp_path) == 0
+    return tmp_path
+
+
+def said(folder: Path) -> str:
+    return (folder / "stderr").read_text()
+
+
+def test_nothing_says_where_a_base_lies_and_sample_finds_it(trained: Path, base: Path) -> None:
+    sample = ["sample", "[V01] dog", "-n", "1", "--steps", "1"]
+    assert forked.run(sample, trained) == 0, said(trained)
+    for file in (trained / "artifacts").rglob("*"):
+        assert not file.is_file() or str(trained).encode() not in file.read_bytes(), file
+    (facts,) = (trained / "artifacts").rglob("adapter.json")
+    assert json.loads(facts.read_text())["base"] == "base"
+    assert "trained on other weights" not in said(trained)
+
+
+def test_a_base_that_went_must_be_named(trained: Path, base: Path) -> None:
+    sample = ["sample", "[V01] dog", "-n", "1", "--steps", "1"]
+    base.rename(trained / "elsewhere")
+    assert forked.run(sample, trained) == 10
+    assert "--base PATH" in said(trained)
+    assert forked.run([*sample, "--base", "elsewhere"], trained) == 0
+    assert "trained on other weights" not in said(trained)

@@ -6,8 +6,9 @@ which pipeline classes are its own, and of which classes its parts are.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamtune import bases, floors, plugins
@@ -113,6 +114,35 @@ def _other_vae(family: Family, base: Base, device: torch.device | str) -> Any:
             fix="use one that was made for this kind of base",
         )
     return other
+
+
+def release(family: Family, text: bool, keep: bool) -> None:
+    """The autoencoder and, with `text`, the text encoders leave the device: all is encoded.
+
+    keep: they wait in the CPU's memory for `recalled`; else they are gone, tokenizers apart.
+    """
+    if keep:
+        for module in [family.vae, *(stack.encoder for stack in family.text if text)]:
+            module.to("cpu")
+        return
+    family.vae = None
+    for stack in family.text if text else ():
+        stack.encoder = None
+
+
+@contextlib.contextmanager
+def recalled(family: Family) -> Iterator[None]:
+    """For a while, what was released and kept is where the denoiser is."""
+    device = family.denoiser.device
+    modules = [family.vae, *(stack.encoder for stack in family.text)]
+    away = [module for module in modules if module.device != device]
+    try:
+        for module in away:
+            module.to(device)
+        yield
+    finally:
+        for module in away:
+            module.to("cpu")
 
 
 def of(base: Found) -> Any:

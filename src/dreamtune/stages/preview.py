@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamtune import console, fsops
+from dreamtune import console, families, fsops
 
 if TYPE_CHECKING:
     from dreamtune.families import Family
@@ -22,7 +22,8 @@ def preview(
     prompt = f"a photo of {concept.identifier} {concept.class_word}"
     look = Look(steps=20, guidance=5.0, size=(resolution, resolution))
     try:
-        picture = next(pictures(family, prompt, [seed], look, 1))
+        with families.recalled(family):
+            picture = next(pictures(family, prompt, [seed], look, 1))
         png = io.BytesIO()
         picture.save(png, "png")
         fsops.write_bytes(fsops.make_folder(folder) / f"{step:06d}.png", png.getvalue())

@@ -370,11 +370,16 @@ class Training:
             self.ask.store,
             self.accelerator.device,
             self.resolution,
-            live_text="text" in self.method.live(),
+            live_text=not self._frozen_text(),
         )
         lesson = self._lesson()
         self.photos = len(lesson.subjects)
         self.encoded = encoder.encode(lesson, self._global_batch())
+        families.release(self.family, self._frozen_text(), keep=bool(self.train.preview_every))
+
+    def _frozen_text(self) -> bool:
+        """Whether the text encoders have done their work once all is encoded."""
+        return "text" not in self.method.live()
 
     def _lesson(self) -> Lesson:
         """The photos of all sets, and what keeps their classes as they were."""
