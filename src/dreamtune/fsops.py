@@ -262,12 +262,37 @@ _DTYPES = {
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    describe: Callable[[str], Mapping[str, str]] | None = None,
 ) -> None:
-    """Write torch or numpy `tensors` canonically: same input, same bytes."""
-    header, order = _header(tensors, metadata)
+    """Write torch or numpy `tensors` canonically: same input, same bytes.
+
+    A tensor may also be anything with `dtype`, `shape` and `make()`: it is made when its turn
+    comes, so that no two are in memory. `describe`: the metadata, given the SHA-256 (hex) of the
+    tensors' bytes; it must be of one length whatever the hash.
+    """
+    header, order = _header(tensors, describe("0" * 64) if describe else metadata)
     size = len(header) + sum(_size(tensors[name]) for name in order)
-    _write(path, _pieces(header, order, tensors), size)
+    if not describe:
+        _write(path, _pieces(header, order, tensors), size)
+        return
+    digest = hashlib.sha256()
+
+    def hashed() -> Iterator[bytes]:
+        yield header
+        for name in order:
+            data = _bytes(tensors[name])
+            digest.update(data)
+            yield data
+
+    def finish(fd: int) -> None:
+        final, _ = _header(tensors, describe(digest.hexdigest()))
+        assert len(final) == len(header), "metadata of one length"
+        os.pwrite(fd, final, 0)
+
+    _write(path, hashed(), size, finish)
 
 
 def dump_safetensors(
@@ -329,6 +354,10 @@ def _size(tensor: Any) -> int:
 
 def _bytes(tensor: Any) -> bytes:
     """Little-endian bytes in row-major order."""
+    if hasattr(tensor, "make"):
+        made = tensor.make()
+        assert (_dtype(made), tuple(made.shape)) == (_dtype(tensor), tuple(tensor.shape))
+        tensor = made
     if not hasattr(tensor, "detach"):
         return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
     import torch
@@ -340,8 +369,13 @@ def _bytes(tensor: Any) -> bytes:
 # How a file gets into place.
 
 
-def _write(path: Path, pieces: Iterable[bytes], size: int) -> None:
-    """Write beside `path`, sync, rename over it, sync the folder; clean up on failure."""
+def _write(
+    path: Path, pieces: Iterable[bytes], size: int, finish: Callable[[int], None] | None = None
+) -> None:
+    """Write beside `path`, sync, rename over it, sync the folder; clean up on failure.
+
+    finish: a last change of what was written, through the open file.
+    """
     temp = path.with_name(f".{path.name[:200]}.tmp-{os.getpid()}")
     with guard(path, size):
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -349,6 +383,8 @@ def _write(path: Path, pieces: Iterable[bytes], size: int) -> None:
             try:
                 for piece in pieces:
                     _write_all(fd, piece)
+                if finish:
+                    finish(fd)
                 _sync(fd)
             finally:
                 os.close(fd)

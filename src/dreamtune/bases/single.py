@@ -72,6 +72,11 @@ class Single:
                     found[place.name] = _fitted(self._stored[key], place)
         return found
 
+    def contents(self) -> dict[str, tuple[Stored, list[checkpoint.Place]]]:
+        """Every tensor of the file with its places in parts: none for what is no part's."""
+        places = checkpoint.places(self.kind, self._shapes)
+        return {key: (tensor, places.get(key, [])) for key, tensor in self._stored.items()}
+
     def load(self, part: str, kind: Any, dtype: Any, device: Any = "cpu") -> Any:
         """A frozen module of class `kind` with the weights of `part`."""
         place = f"{self.path.name}: {part}"

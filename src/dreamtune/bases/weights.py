@@ -67,7 +67,7 @@ class Stored:
         """The tensor, in memory of its own. Damaged when the file ends too early."""
         import torch
 
-        tensor = torch.empty(self.shape, dtype=_dtypes()[self.dtype])
+        tensor = torch.empty(self.shape, dtype=dtypes()[self.dtype])
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             view = tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -85,6 +85,20 @@ def stored(path: Path) -> dict[str, Stored]:
         name: Stored(path, found.body_offset + info.start, info.dtype, info.shape)
         for name, info in found.tensors.items()
     }
+
+
+def current(name: str) -> str:
+    """A tensor's name as libraries say it today, where files of an older release have another."""
+    for new, old in _OLD.items():
+        if f".attentions.0.{old}." in name:
+            name = name.replace(f".{old}.", f".{new}.")
+    bare = name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
+    return f"text_model.{name}" if bare else name
+
+
+def is_spare(name: str) -> bool:
+    """Whether a text encoder can do without a tensor of this name."""
+    return bool(_SPARE.fullmatch(name))
 
 
 def load(
@@ -112,13 +126,15 @@ def load(
     return module.to(device).eval().requires_grad_(False)  # buffers that no file holds move too
 
 
-def _dtypes() -> dict[str, torch.dtype]:
+def dtypes() -> dict[str, torch.dtype]:
+    """torch's type for safetensors' name of it."""
     import torch
 
     return {
         "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-        "I64": torch.int64, "I32": torch.int32, "F8_E4M3": torch.float8_e4m3fn,
-        "F8_E5M2": torch.float8_e5m2,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U8": torch.uint8, "BOOL": torch.bool,
     }  # fmt: skip
 
 
@@ -167,7 +183,7 @@ def _check_shapes(place: str, wanted: Mapping[str, Tensor], found: Mapping[str, 
         if tensor.final_shape != tuple(wanted[name].shape):
             why = f"{name} is {[*tensor.final_shape]} in its file, {[*wanted[name].shape]} there"
             raise Damaged(f"{place} is not what its config says", why=why)
-        if tensor.dtype not in _dtypes():
+        if not (tensor.dtype in dtypes() and dtypes()[tensor.dtype].is_floating_point):
             raise Usage(f"{place} holds {tensor.dtype} numbers", why="nothing can train on them")
 
 

@@ -86,6 +86,18 @@ def read_adapter(path: Path, blocks: Blocks = Blocks()) -> Found:
     return Found(found[0].layout, adapter, words, found[0].metadata)
 
 
+def read_words(path: Path) -> tuple[embeddings.Words, dict[str, str]]:
+    """(the words of an embedding file or bundled in a LoRA file, the file's metadata)."""
+    from safetensors import safe_open
+
+    header = read_header(path)
+    shapes = {key: tensor.shape for key, tensor in header.tensors.items()}
+    own = layout_of(shapes) == EMBEDDING
+    keys = [key for key in shapes if own or key.startswith(embeddings.BUNDLED)]
+    with safe_open(path, "pt") as file:
+        return embeddings.parse({key: file.get_tensor(key) for key in keys}), header.metadata
+
+
 def parse(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], blocks: Blocks = Blocks()
 ) -> Found:

@@ -23,7 +23,7 @@ from dreamtune.formats.checkpoint import (
     blocks_of,
     depth,
     levels_of,
-    text_layers,
+    used_layers,
     vae_depth,
 )
 
@@ -52,7 +52,7 @@ def _unet(kind: Kind, shapes: Shapes) -> Config:
     depths = [depth(shapes, f"input_blocks.{level[0]}.1") for level in levels]
     middle = f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     # The middle block takes the last level's depth, also where that level has no attention itself.
-    depths = [d or depth(shapes, "middle_block.1") for d in depths]
+    depths = [d or 1 for d in depths[:-1]] + [depths[-1] or depth(shapes, "middle_block.1")]
     down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in blocks.attention]
     up = ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(blocks.attention)]
     config = {
@@ -107,7 +107,7 @@ def _text(text: Text, shapes: Shapes) -> Config:
         "max_position_embeddings": places,
         "hidden_size": hidden,
         "num_attention_heads": hidden // HEAD,
-        "num_hidden_layers": text_layers(text, shapes) - text.unused,
+        "num_hidden_layers": used_layers(text, shapes),
         "hidden_act": "gelu" if text.open_clip else "quick_gelu",
         "bos_token_id": words - 2,
         "eos_token_id": words - 1,
@@ -146,6 +146,7 @@ def _noise(kind: Kind, shapes: Shapes) -> Config:
         "beta_end": 0.012,
         "prediction_type": "v_prediction" if v else "epsilon",
         "rescale_betas_zero_snr": "ztsnr" in shapes,
+        "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,
     }

@@ -151,12 +151,54 @@ def places(kind: Kind, shapes: Shapes) -> dict[str, list[Place]]:
             name = ldm.renamed(bare, vae) or bare
             found[key] = [Place("vae", name, linear=".attentions." in name)]
     for text in kind.text:
-        used = text_layers(text, shapes) - text.unused
+        used = used_layers(text, shapes)
         for key in (key for key in shapes if key.startswith(text.prefix)):
             bare = key.removeprefix(text.prefix)
             plain = [Place(text.part, bare)]
             found[key] = _open_clip(text, bare, used) if text.open_clip else plain
     return found
+
+
+def key_of(
+    kind: Kind, place: Place, blocks: ldm.Blocks, vae: tuple[int, int]
+) -> tuple[str, Place] | None:
+    """Where a part's tensor is in a file, and what was done to it there; None for no place.
+
+    The inverse of `places`. vae: levels, and resnets in each level of the encoder.
+    """
+    part, name = place.part, place.name
+    if part == "unet":
+        return UNET + (ldm.renamed(name, ldm.unet_names(blocks)) or name), Place(part, name)
+    if part == "vae":
+        linear = ".attentions." in name
+        there = ldm.renamed(name, vae_names(*vae)) or name
+        return VAE + there, Place(part, name, linear=linear)
+    text = next((text for text in kind.text if text.part == part), None)
+    if text is None:
+        return None
+    if not text.open_clip:
+        return text.prefix + name, Place(part, name)
+    found = _in_open_clip(name)
+    third, transposed = found[1] if found else None, name == "text_projection.weight"
+    return (text.prefix + found[0], Place(part, name, third, transposed)) if found else None
+
+
+def _in_open_clip(name: str) -> tuple[str, int | None] | None:
+    """OpenCLIP's name for one of transformers', and which third of it that is."""
+    if name == "text_projection.weight":
+        return "text_projection", None
+    bare = name.removeprefix("text_model.")
+    for theirs, ours in OPEN_CLIP.items():
+        if bare == ours:
+            return theirs, None
+    if not (m := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", bare)):
+        return None
+    layer, inner, leaf = f"transformer.resblocks.{m[1]}", m[2], m[3]
+    thirds = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+    if inner in thirds:
+        return f"{layer}.attn.in_proj_{leaf}", thirds.index(inner)
+    back = {ours: theirs for theirs, ours in OPEN_CLIP_LAYER.items()}
+    return (f"{layer}.{back[inner]}.{leaf}", None) if inner in back else None
 
 
 def numbers(shapes: Shapes, pattern: str) -> list[int]:
@@ -226,6 +268,16 @@ def text_layers(text: Text, shapes: Shapes) -> int:
     """Layers of a text encoder in a file."""
     layer = r"transformer\.resblocks" if text.open_clip else r"(?:text_model\.)?encoder\.layers"
     return len(numbers(shapes, re.escape(text.prefix) + layer + r"\.(\d+)\."))
+
+
+def used_layers(text: Text, shapes: Shapes) -> int:
+    """Layers that the base uses: of 2.x all but the last.
+
+    diffusers' own converter leaves that one out, so that a file has just the 23 in use.
+    """
+    layers = text_layers(text, shapes)
+    width = shapes.get(f"{text.prefix}ln_final.weight", (0,))[0]
+    return 23 if text.unused and (layers, width) == (23, 1024) else layers - text.unused
 
 
 OPEN_CLIP = {

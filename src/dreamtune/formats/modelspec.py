@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dreamtune.formats.lora import Adapter
+from dreamtune.formats.lora import Adapter, Update
 from dreamtune.fsops import dump_safetensors
 
 if TYPE_CHECKING:
@@ -70,22 +70,23 @@ def modelspec(
     body: str,
     *,
     title: str,
-    resolution: tuple[int, int],
+    resolution: tuple[int, int] | None = None,
     **optional: str,
 ) -> dict[str, str]:
-    """ModelSpec's keys. `adapter`: "lora" or "textual-inversion"; `body`: body_sha256.
+    """ModelSpec's keys. `adapter`: "lora" or "textual-inversion", or "" for a whole model in one
+    file, which is in the names of Stability's code too; `body`: body_sha256.
 
     `optional`: description, author, date (ISO 8601), trigger_phrase, tags, license, usage_hint and
     the others of the specification; empty ones are left out.
     """
     # sd-scripts names Stability's code for every embedding, since it is the code's own format.
-    implementation = SGM if adapter == "textual-inversion" else base.implementation
+    implementation = base.implementation if adapter == "lora" else SGM
     keys = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{base.architecture}/{adapter}",
+        "architecture": f"{base.architecture}/{adapter}".rstrip("/"),
         "implementation": implementation,
         "title": title,
-        "resolution": f"{resolution[0]}x{resolution[1]}",
+        "resolution": f"{resolution[0]}x{resolution[1]}" if resolution else "",
         "hash_sha256": f"0x{body}",
         "prediction_type": base.prediction,
         **optional,
@@ -107,11 +108,33 @@ def kohya_keys(
         "ss_network_module": base.network,
         "ss_network_dim": _common({str(w.rank) for w in weights}),
         "ss_network_alpha": _common({str(w.alpha) for w in weights}),
-        "ss_network_args": json.dumps({}),
+        "ss_network_args": json.dumps(_arguments(weights)),
         "ss_output_name": name,
         "sshs_model_hash": body,
         **{f"ss_{key}": str(value) for key, value in training.items()},
     }
+
+
+def _arguments(weights: Sequence[Update]) -> dict[str, str]:
+    """What sd-scripts would be told: sizes on convolutions, and DoRA in LyCORIS' words."""
+    convolutions = [w for w in weights if len(w.shape) == 4 and w.shape[2:] != (1, 1)]
+    found = {}
+    if convolutions:
+        found["conv_dim"] = _common({str(w.rank) for w in convolutions})
+        found["conv_alpha"] = _common({str(w.alpha) for w in convolutions})
+    if any(w.magnitude is not None for w in weights):
+        found |= {"dora_wd": "True", "wd_on_output": "True"}
+    return found
+
+
+def sshs_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The two hashes that sd-scripts writes for sd-webui-additional-networks.
+
+    The legacy one is of 64 KiB at 1 MiB into a file that has the ss_ metadata only, as there.
+    """
+    kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    legacy = hashlib.sha256(dump_safetensors(tensors, kept)[0x100000:0x110000]).hexdigest()
+    return {"sshs_model_hash": body_sha256(tensors), "sshs_legacy_hash": legacy[:8]}
 
 
 def _common(values: set[str]) -> str:

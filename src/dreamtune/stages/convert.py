@@ -1,0 +1,120 @@
+"""convert: an adapter to any layout, a model to a folder or to one file."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from dreamtune import bases
+from dreamtune.artifacts import Artifact, Store
+from dreamtune.bases import Tiny, weights
+from dreamtune.bases.folder import INDEX, Folder
+from dreamtune.bases.single import Single
+from dreamtune.errors import Damaged, NotFound, Usage, WouldOverwrite
+from dreamtune.formats import adapters, header, modelspec
+from dreamtune.formats.ldm import Blocks
+from dreamtune.stages import export, folders, single_files, sources
+from dreamtune.stages.models import Changed, Model, Readable, Tuned, Written
+from dreamtune.stages.sources import FACTS, Ground, Source
+
+SUFFIX = ".safetensors"
+
+
+def model_of(store: Store, text: str) -> Folder | Single | Tuned | None:
+    """The model that `text` names: a folder, a file, a base or what DreamBooth trained.
+
+    None when it names an adapter. NotFound when it names nothing.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir() and (path / FACTS).is_file():
+        return _trained(Artifact.load(path))
+    if path.exists():
+        return None if _is_adapter(path) else _with_files(bases.at(path))
+    try:
+        return _trained(store.resolve(text.partition("@")[0], "adapter"))
+    except NotFound as no_adapter:
+        try:
+            return _with_files(bases.find(text))
+        except NotFound:
+            raise no_adapter from None
+
+
+def _is_adapter(path: Path) -> bool:
+    if path.is_dir():
+        return not (path / INDEX).is_file()
+    shapes = {key: t.shape for key, t in header.read_header(path).tensors.items()}
+    try:
+        adapters.layout_of(shapes)
+    except Damaged:
+        return False
+    return True
+
+
+def _with_files(base: bases.Base | Tiny) -> Folder | Single:
+    if not isinstance(base, Folder | Single):
+        raise Usage(f"{base.name} has no files", fix="name a base that has")
+    return base
+
+
+def _trained(artifact: Artifact) -> Tuned | None:
+    """The base with the parts that an artifact of whole parts has in their place."""
+    if list(artifact.path.glob("*.safetensors")):
+        return None
+    artifact.check(deep=True)
+    facts = artifact.read_json(FACTS)
+    base = _with_files(bases.again(facts["base"], facts["base_hash"]))
+    own: dict[str, dict[str, Readable]] = {}
+    for file in sorted(artifact.path.glob("*/*.safetensors")):
+        found = weights.stored(file).items()
+        own[file.parent.name] = {weights.current(n): Changed(t, lambda t: t) for n, t in found}
+    return Tuned(base, own)
+
+
+def adapter_of(store: Store, text: str, base: str | None = None) -> tuple[Source, Ground | None]:
+    """The adapter that `text` names, and the base where one is named or a DoRA needs its own.
+
+    Usage when they do not fit together.
+    """
+    ground = sources.ground(bases.find(base)) if base else None
+    source = sources.find(store, text, ground.blocks if ground else Blocks())
+    if ground is None and source.is_dora and source.facts:
+        own = bases.again(source.facts["base"], source.facts["base_hash"])
+        ground = sources.ground(own)
+    if ground:
+        ground.check(source)
+    return source, ground
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Before any work: WouldOverwrite, NotFound or Usage when `out` cannot be written."""
+    if out.suffix.lower() == SUFFIX:
+        if not out.parent.is_dir():
+            raise NotFound(f"there is no folder {out.parent} for --out")
+        if out.exists() and not force:
+            raise WouldOverwrite(f"{out} exists", fix="give another --out, or --force")
+    elif out.exists() and not out.is_dir():
+        raise Usage(f"--out {out} is a file that does not end in .safetensors")
+    elif out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise WouldOverwrite(f"{out} is there", fix="give another --out, or --force")
+        if not (out / INDEX).is_file():
+            raise Usage(f"{out} is a folder with other things in it", fix="give another --out")
+
+
+def write_model(model: Model, out: Path, precision: str, merged_from: str = "") -> Written:
+    """Write a model as one file, with what it says of itself, or as a folder."""
+    if out.suffix.lower() != SUFFIX:
+        return folders.write(model, out, precision)
+    said = partial(describe, model, title=out.stem, merged_from=merged_from)
+    return single_files.write(model, out, precision, said)
+
+
+def describe(model: Model, body: str, *, title: str, merged_from: str = "") -> dict[str, str]:
+    """The metadata of one file: what the file it came from says, ModelSpec's keys, the date."""
+    own = model.base if isinstance(model, Tuned) else model
+    kept = dict(header.read_header(own.path).metadata) if isinstance(own, Single) else {}
+    base = modelspec.BASES[single_files.spec(model)]
+    said = modelspec.modelspec(base, "", body, title=title, merged_from=merged_from)
+    kept = {k: v for k, v in kept.items() if k != "modelspec.hash_sha256"}
+    said |= {"format": "pt", "modelspec.date": export.date()}
+    return said | kept if not merged_from else kept | said
