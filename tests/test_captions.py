@@ -162,17 +162,26 @@ def test_templates() -> None:
         captions.fill("{class", DOG)
 
 
+def test_templates_take_turns() -> None:
+    drawing = Concept("[V01]", "drawing", "style")
+    photos = [f"{i}.jpg" for i in range(8)]
+    wording = Wording(captions.TEMPLATES["style"])
+    made = list(captions.compose(photos, {}, dict.fromkeys(photos, drawing), wording).values())
+    assert made[0] == made[7] == "a drawing in the style of [V01]"
+    assert len(set(made)) == 7 and all("[V01]" in caption for caption in made)
+
+
 def test_edits_and_what_is_missing() -> None:
     concepts = dict.fromkeys(["a", "b"], DOG)
-    wording = Wording("{class}", "template", "[V01] ", ", ok", [("red", "blue"), ("blue b", "b")])
+    wording = Wording(["{class}"], "template", "[V01] ", ", ok", [("red", "blue"), ("blue b", "b")])
     assert captions.compose(["a", "b"], {"a": "red ball"}, concepts, wording) == {
         "a": "[V01] ball, ok",
         "b": "[V01] dog, ok",
     }
-    empty = captions.compose(["a", "b"], {"a": "x"}, concepts, Wording("{class}", "empty"))
+    empty = captions.compose(["a", "b"], {"a": "x"}, concepts, Wording(["{class}"], "empty"))
     assert empty == {"a": "x", "b": ""}
     with pytest.raises(Usage, match=r"1 of 2 photos have no caption \(b\)"):
-        captions.compose(["a", "b"], {"a": "x"}, concepts, Wording("{class}"))
+        captions.compose(["a", "b"], {"a": "x"}, concepts, Wording(["{class}"]))
     with pytest.raises(Usage, match="'old=>new'"):
         captions.replacements(["old->new"])
 

@@ -207,7 +207,7 @@ def test_a_set_without_a_centre_keeps_all(tmp_path: Path, store: Store) -> None:
     assert "no centre" in outcome.remarks[0]
     _, outcome = stage.run(folder, Prep(class_word="x", kind="style"), store)
     assert len(outcome.samples) == 5
-    assert outcome.samples[0]["caption"] == "x in [V01] style"
+    assert outcome.samples[0]["caption"] == "a x in the style of [V01]"
 
 
 def test_keep_and_drop_have_the_last_word(photos: Path, store: Store) -> None:

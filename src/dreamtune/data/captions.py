@@ -8,7 +8,20 @@ from dataclasses import dataclass
 
 from ..errors import Usage, suggest
 
-TEMPLATES = {"subject": "a photo of {identifier} {class}", "style": "{class} in {identifier} style"}
+# For styles those of textual inversion (arXiv:2208.01618, supplement) that are true of any picture:
+# several, in turn, so that what they share, the style, is what the new word comes to mean.
+TEMPLATES = {
+    "subject": ("a photo of {identifier} {class}",),
+    "style": (
+        "a {class} in the style of {identifier}",
+        "a rendering in the style of {identifier}",
+        "the {class} in the style of {identifier}",
+        "a picture in the style of {identifier}",
+        "a good {class} in the style of {identifier}",
+        "a rendition in the style of {identifier}",
+        "a nice {class} in the style of {identifier}",
+    ),
+}
 FIELDS = ("identifier", "class")
 LONG = 50  # words; CLIP's text encoders read 77 tokens, which is about that many
 
@@ -26,11 +39,12 @@ class Concept:
 class Wording:
     """How captions are made.
 
-    template: with {identifier} and {class}; missing: "error", "template" or "empty", for photos
-    without a caption among photos that have one; prefix, suffix, replace: edits to every caption
+    templates: with {identifier} and {class}, for photos in turn; missing: "error", "template" or
+    "empty", for photos without a caption among photos that have one; prefix, suffix, replace: edits
+    to every caption
     """
 
-    template: str
+    templates: Sequence[str]
     missing: str = "error"
     prefix: str = ""
     suffix: str = ""
@@ -58,13 +72,13 @@ def compose(
         )
     described = describe(without) if describe and without else {}
     captions = {}
-    for photo in photos:
+    for i, photo in enumerate(photos):
         if photo in given:
             caption = given[photo]
         elif len(without) < len(photos) and wording.missing == "empty" and photo not in described:
             caption = ""
         else:
-            caption = fill(wording.template, concepts[photo])
+            caption = fill(wording.templates[i % len(wording.templates)], concepts[photo])
             caption += f", {described[photo]}" if described.get(photo) else ""
         captions[photo] = edit(caption, wording)
     return captions

@@ -37,7 +37,7 @@ from ..errors import Usage, suggest
 from ..settings import Prep
 from . import contact
 
-VERSION = 1
+VERSION = 2
 SURE = 0.33  # probability from which a guessed class is used; of 20 subjects 12 right, 2 wrong
 SHOWN = 40  # rows of the table on stderr; rejected.jsonl has them all
 
@@ -108,7 +108,7 @@ def run(
 
 def check(options: Prep, taken: Intake) -> None:
     """Everything that can be wrong with the settings, before any work."""
-    captions.fill(template(options), Concept(options.identifier, ""))
+    captions.fill(templates(options)[0], Concept(options.identifier, ""))
     captions.replacements(options.caption_replace)
     if options.captioner:
         captioner.program(options.captioner)
@@ -119,8 +119,8 @@ def check(options: Prep, taken: Intake) -> None:
                 raise Usage(f"{flag} {pattern!r} matches no photo", fix=suggest(pattern, names))
 
 
-def template(options: Prep) -> str:
-    return options.caption or captions.TEMPLATES[options.kind]
+def templates(options: Prep) -> tuple[str, ...]:
+    return (options.caption,) if options.caption else captions.TEMPLATES[options.kind]
 
 
 def class_word(looked: album.Album, kept: Sequence[Verdict], options: Prep, taken: Intake) -> str:
@@ -229,7 +229,7 @@ def caption(
     names = [v.looked.name for v in kept]
     pictures = {v.looked.name: images / v.looked.picture for v in kept}
     wording = captions.Wording(
-        template(options),
+        templates(options),
         options.caption_missing,
         options.caption_prefix,
         options.caption_suffix,
