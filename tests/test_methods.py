@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,6 +15,9 @@ from dreamtune.artifacts import Artifact, Store
 from dreamtune.errors import Usage
 from dreamtune.methods import Concept, _targets, _thaw
 from dreamtune.objective import Objective
+from dreamtune.sampling import Look, pictures
+from dreamtune.stages import adapters
+from tests import untrained
 from tests.test_matrix import predict, run_matrix_case
 
 CONCEPTS = [Concept("[V01]", "dog", "rex")]
@@ -69,6 +74,32 @@ def test_with_every_option_a_trained_concept_comes_back(
     base: str, method: str, store: Store, make_prep: Callable[..., Artifact]
 ) -> None:
     run_matrix_case(base, method, store, make_prep(), **EVERYTHING[method])
+
+
+@pytest.mark.parametrize("base", ["sd", "sdxl"])
+@pytest.mark.parametrize("options", [{"train_text": True}, {"dora": True, "targets": ("all",)}])
+def test_diffusers_paints_the_same_with_a_lora(
+    base: str, options: dict[str, object], store: Store
+) -> None:
+    artifact = untrained.make(store, "rex", base=f"tiny:{base}", rank=4, **options)
+    family = families.load(f"tiny:{base}", torch.float32)
+    adapters.put_in(family, adapters.Adapter(artifact))
+    look = Look(steps=2, guidance=4.0, size=(64, 64))
+    (ours,) = pictures(family, "a [V01] dog", [5], look)
+    pipeline = families.load(f"tiny:{base}", torch.float32).pipeline()
+    (plain,) = (np.asarray(p).astype(int) for p in paint(pipeline, "a dog"))
+    pipeline.load_lora_weights(artifact.path)
+    word = artifact.read_json("adapter.json")["concepts"][0]["bindings"][0]["word"]
+    (theirs,) = (np.asarray(p).astype(int) for p in paint(pipeline, f"a {word} dog"))
+    assert np.abs(np.asarray(ours) - theirs).max() <= 1
+    assert np.abs(plain - theirs).max() > 8
+
+
+def paint(pipeline: Any, prompt: str) -> list[Any]:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = [torch.Generator().manual_seed(5)]
+    look = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64}
+    return list(pipeline(prompt, generator=generator, **look).images)
 
 
 def test_lora_goes_where_targets_and_blocks_say() -> None:

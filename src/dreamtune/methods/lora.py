@@ -1,7 +1,8 @@
 """Low-rank adaptation (Hu et al., arXiv:2106.09685) of the denoiser, on PEFT's layers.
 
-With `train_text` of CLIP's text encoders too; with `train_token` a new word is learned beside it,
-which is pivotal tuning (arXiv:2106.05744, for diffusion in cloneofsimo/lora).
+With `dora` the length of each row is trained by itself (Liu et al., arXiv:2402.09353); with
+`train_text` CLIP's text encoders get updates too; with `train_token` a new word is learned beside
+it, which is pivotal tuning (arXiv:2106.05744, for diffusion in cloneofsimo/lora).
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ class Options:
         None, above=0, alias=("--network-alpha",), help="The scale is alpha / rank. [the rank]"
     )
     rslora: bool = option(False, rare=True, help="The scale is alpha / sqrt(rank) instead.")
+    dora: bool = option(
+        False,
+        rare=True,
+        alias=("--use-dora",),
+        help="DoRA: the length of each weight's rows is trained by itself.",
+    )
     dropout: float = option(0.0, low=0, below=1, rare=True, help="Dropout before the update.")
     targets: tuple[str, ...] = option(
         ("attention",),
@@ -120,6 +127,7 @@ class Method:
             lora_alpha=options.alpha or options.rank,
             lora_dropout=options.dropout,
             use_rslora=options.rslora,
+            use_dora=options.dora,
             target_modules=list(targets),
         )
         inject_adapter_in_model(config, model)
