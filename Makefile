@@ -18,8 +18,9 @@ demo: $(READY)  ## the whole job on bundled pictures; ends with the path of a gr
 test: lint  ## every test, in two processes
 	$(BIN)/python -m pytest -n 2
 
-faults: $(READY)  ## every power cut, full disk, kill and signal; `make test` takes a sample
-	DREAMTUNE_FAULTS=all $(BIN)/python -m pytest -n 2 tests/faults
+faults: $(READY)  ## every power cut, full disk, kill, signal and harmed file; hours
+	DREAMTUNE_FAULTS=all $(BIN)/python -m pytest -n 2 --timeout 20000 tests/faults \
+		tests/test_artifacts.py tests/test_checkpoints.py tests/test_formats_lora.py tests/test_resume.py
 
 lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from dreamtune import artifacts, console, fsops
 from dreamtune.artifacts import Artifact, Store, check_name, parse_ref, slug
 from dreamtune.errors import Damaged, Locked, NotFound, Resources, Unsafe, Usage
+from tests.faults import EVERYTHING
 
 RECIPE = {"train": {"steps": 3, "sizes": [512, 768]}}
 PAYLOAD = {"images/0001.png": b"\x89PNG" * 50, "images/0002.png": b"", "samples.jsonl": b"{}\n"}
@@ -661,12 +662,14 @@ for n in range(4):
 
 
 def test_racing_writers_do_no_harm(store: Store) -> None:
-    command = [sys.executable, "-c", RACE, str(store.path)]
+    command, rounds = [sys.executable, "-c", RACE, str(store.path)], 70 if EVERYTHING else 12
     racers = [
-        subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, str(i), str(rounds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         for i in range(3)
     ]
-    results = [racer.communicate(timeout=120) for racer in racers]
+    results = [racer.communicate(timeout=500) for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0, 0], results
     printed = sorted(line for out, _ in results for line in out.decode().split())
     assert printed == [a.version for a in store.list()] and len(printed) == 12

@@ -44,6 +44,7 @@ from tests.adapters import (
     weight_of,
     weights,
 )
+from tests.faults import EVERYTHING
 
 
 def read(tensors: dict[str, Tensor], metadata: Any = None, blocks: Blocks = Blocks()) -> Any:
@@ -457,7 +458,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=20_000 if EVERYTHING else 300, deadline=None)
 @given(
     names=st.lists(st.lists(word, min_size=1, max_size=6), max_size=4),
     parts=st.lists(part, min_size=1, max_size=5),

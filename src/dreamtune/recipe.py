@@ -307,7 +307,7 @@ def load(file: Path | str) -> dict[str, Any]:
     path = find(file)
     try:
         return _loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise Usage(f"{path} is not valid TOML", why=str(e)) from None
     except OSError as e:
         raise Usage(f"cannot read {path}", why=e.strerror or "") from None

@@ -24,10 +24,10 @@ class Sample:
 
 def read(folder: Path) -> Sequence[Sample]:
     """The samples of the prep artifact in `folder`, in order; Damaged when one is unreadable."""
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     try:
+        lines = (folder / "samples.jsonl").read_bytes().splitlines()
         return [_sample(folder, json.loads(line)) for line in lines]
-    except (ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
         raise Damaged(f"{folder / 'samples.jsonl'} is damaged", why=repr(e)) from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,23 +73,39 @@ def sources(tables: Mapping[str, Any], home: Path) -> tuple[list[Source], list[s
 
     Only what concerns prep is taken: folders, class words, repeats and caption endings.
     """
-    general = tables.get("general", {})
     found, remarks = [], []
-    for dataset in tables.get("datasets", []):
-        for entry in dataset.get("subsets", []):
-            settings = {**general, **dataset, **entry}
-            folder = settings.get("image_dir")
-            if not isinstance(folder, str):
-                raise Usage("a subset of the dataset TOML has no image_dir")
-            if settings.get("is_reg"):
-                remarks.append(f"{folder} holds class images and is left out; see dreamtune train")
-                continue
-            repeats = settings.get("num_repeats", 1)
-            if not isinstance(repeats, int) or not 1 <= repeats <= MOST:
-                raise Usage(f"{folder}: num_repeats must be 1 to {MOST:,}")
-            words = str(settings.get("class_tokens", ""))
-            subset = Subset(repeats, words, settings.get("caption_extension"))
-            found.append(Source(home / folder, subset))
+    for settings in _subsets(tables):
+        folder = settings.get("image_dir")
+        if not isinstance(folder, str) or not folder or "\0" in folder:
+            raise Usage("a subset of the dataset TOML has no image_dir")
+        if settings.get("is_reg"):
+            remarks.append(f"{folder} holds class images and is left out; see dreamtune train")
+            continue
+        repeats = settings.get("num_repeats", 1)
+        if not isinstance(repeats, int) or not 1 <= repeats <= MOST:
+            raise Usage(f"{folder}: num_repeats must be 1 to {MOST:,}")
+        words = str(settings.get("class_tokens", ""))
+        ending = settings.get("caption_extension")
+        subset = Subset(repeats, words, ending if isinstance(ending, str) else None)
+        found.append(Source(home / folder, subset))
     if not found:
         raise Usage("the dataset TOML names no image folder")
     return found, remarks
+
+
+def _subsets(tables: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings of each subset, with those that its dataset and the file set for all."""
+    general = tables.get("general", {})
+    for dataset in _list(tables.get("datasets", [])):
+        for entry in _list(dataset.get("subsets", [])):
+            yield {**_list([general])[0], **dataset, **entry}
+
+
+def _list(tables: Any) -> list[dict[str, Any]]:
+    """A list of tables, as [[name]] makes it."""
+    if isinstance(tables, list) and all(isinstance(one, dict) for one in tables):
+        return tables
+    raise Usage(
+        "the dataset TOML is laid out in another way",
+        fix="it has a table [general], and in each [[datasets]] some [[datasets.subsets]]",
+    )

@@ -86,7 +86,7 @@ def _one(name: str, path: Path) -> str:
         return texts.clean(text)
     try:
         return texts.clean(_pick(json.loads(text)) or "")
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise Usage(f"{name} is not valid JSON", why=str(e)) from None
 
 
