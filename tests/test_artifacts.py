@@ -260,6 +260,9 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert Store.open().path == tmp_path / "env"
     assert Store.open(tmp_path / "flag").path == tmp_path / "flag"
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "link").symlink_to("unmounted")
+    with pytest.raises(Usage, match=r"is a link to nothing; is its disk mounted\?"):
+        Store.open(tmp_path / "link")
     (tmp_path / "file").touch()
     with pytest.raises(Usage, match="is a file"):
         Store.open(tmp_path / "file")
@@ -443,6 +446,42 @@ def test_a_moved_or_copied_store_is_as_good(store: Store, tmp_path: Path) -> Non
     assert Artifact.load(tmp_path / "lone").check(deep=True).label == "rex@v002"
     (moved.path / "journal.jsonl").unlink()
     assert moved.resolve("rex").version == "v002"
+
+
+def test_a_folder_that_its_owner_renamed_or_copied_goes_by_its_new_name(store: Store) -> None:
+    made = make(store)
+    shutil.copytree(made.path, made.path.with_name("v005"))
+    assert [a.label for a in store.list()] == ["rex@v001", "rex@v005"]
+    assert store.resolve("rex@v001").path == made.path
+    made.path.parent.rename(store.path / "prep" / "max")
+    assert store.resolve("max@v001").id == made.id and store.verify(deep=True)
+    with pytest.raises(NotFound):
+        store.resolve("rex")
+    assert make(store, name="max").version == "v006"
+
+
+def test_names_that_some_disks_cannot_tell_apart(store: Store) -> None:
+    make(store, name="caf\u00e9")
+    assert make(store, name="cafe\u0301").label == "caf\u00e9@v002"
+    assert store.resolve("cafe\u0301@v001").version == "v001"
+    with pytest.raises(Usage, match="some disks cannot tell 'Caf\u00e9' from 'caf\u00e9'"):
+        make(store, name="Caf\u00e9")
+    assert [p.name for p in (store.path / "prep").iterdir()] == ["caf\u00e9"]
+
+
+def test_a_journal_that_cannot_be_read_is_named(store: Store) -> None:
+    make(store)
+    (store.path / "journal.jsonl").unlink()
+    (store.path / "journal.jsonl").mkdir()
+    with pytest.raises(Damaged, match=r"journal\.jsonl cannot be read: .*; move it away"):
+        make(store)
+
+
+def test_a_manifest_that_would_never_end_is_not_opened(store: Store) -> None:
+    made = make(store)
+    (made.path / "manifest.json").unlink()
+    os.mkfifo(made.path / "manifest.json")
+    assert store.list() == []
 
 
 def test_a_read_only_store_can_be_read(

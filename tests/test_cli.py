@@ -244,6 +244,21 @@ def test_a_poor_environment_is_enough(rex: Artifact, change: dict[str, str | Non
     assert done.stdout == f"{rex.path}\n" and "\x1b" not in done.stderr
 
 
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_stream_that_is_closed_from_outside(rex: Artifact, stream: int) -> None:
+    shell = f'exec "$0" -m dreamtune.cli verify --deep --json {stream}>&-'
+    done = subprocess.run(["sh", "-c", shell, sys.executable], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout or b"[1]")
+
+
+def test_a_current_folder_that_is_gone(home: Path) -> None:
+    shell = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m dreamtune.cli doctor'
+    done = subprocess.run(["sh", "-c", shell, sys.executable], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (10, b"")
+    assert done.stderr == b"error: the current folder is gone; cd to another one\n"
+
+
 # The light commands.
 
 

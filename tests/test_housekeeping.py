@@ -116,6 +116,14 @@ def test_rm_touches_nothing_else(run: Any, store: Store, tmp_path: Path) -> None
     assert tree(tmp_path) == before and one.path.exists()
 
 
+def test_rm_in_a_store_with_parts_on_another_disk(run: Any, store: Store, tmp_path: Path) -> None:
+    make(store, "prep", "rex", f="1")
+    (store.path / "prep").rename(tmp_path / "disk")
+    (store.path / "prep").symlink_to(tmp_path / "disk")
+    assert run("rm", "rex@v001")[:2] == (0, "artifacts/prep/rex/v001\n")
+    assert not list((tmp_path / "disk" / "rex").glob("v*"))
+
+
 def test_rm_of_what_is_being_written_is_refused(run: Any, store: Store) -> None:
     make(store, "prep", "rex", f="1")
     with store.draft("prep", "rex", "k" * 64, {}, []):

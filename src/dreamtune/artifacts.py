@@ -16,6 +16,7 @@ key: hash of everything that goes in, known before the work. id: hash of the pay
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -64,10 +65,10 @@ class Artifact:
     def load(cls, path: Path) -> Artifact:
         """The artifact in folder `path`; NotFound without a manifest, Damaged with a bad one."""
         file = path / MANIFEST
+        if not file.is_file():  # opening a FIFO would wait for ever
+            raise NotFound(f"no artifact in {path}", why=f"there is no {MANIFEST}")
         try:
             data = file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"no artifact in {path}", why=f"there is no {MANIFEST}") from None
         except OSError as e:
             raise Damaged(f"{file} cannot be read", why=os.strerror(e.errno or 0)) from None
         try:
@@ -101,6 +102,10 @@ class Artifact:
     def place(self) -> Place:
         """Where it is in its store."""
         return self.kind, self.name, self.version
+
+    def at_home(self) -> Artifact:
+        """Itself under the name and version of its folder, which its owner may have renamed."""
+        return dataclasses.replace(self, name=_nfc(self.path.parent.name), version=self.path.name)
 
     def read_json(self, file: str) -> Any:
         """A JSON file of the artifact; Damaged when it is missing or unreadable."""
@@ -199,6 +204,8 @@ class Store:
         path = Path(path or os.environ.get("DREAMTUNE_STORE") or "artifacts")
         if path.exists() and not path.is_dir():
             raise Usage(f"the store {path} is a file", fix="give --store a folder")
+        if path.is_symlink() and not path.exists():
+            raise Usage(f"the store {path} is a link to nothing", fix="is its disk mounted?")
         return cls(path)
 
     # Finding.
@@ -244,6 +251,7 @@ class Store:
         """What `ref` means: a path, name, name@v003, kind/name, tag or the start of an id."""
         if (Path(ref) / MANIFEST).is_file():
             return _of_kind(Artifact.load(Path(ref)), kind)
+        ref = _nfc(ref)
         name, _, version = ref.partition("@")
         candidates = [a for a in self._in_order() if kind in (None, a.kind)]
         named = [
@@ -276,7 +284,7 @@ class Store:
             except (Damaged, NotFound) as e:
                 _passed_over(folder, str(e))
             else:
-                found += [artifact] if kind in (None, artifact.kind) else []
+                found += [artifact.at_home()] if kind in (None, artifact.kind) else []
         return found
 
     def verify(self, deep: bool = False) -> dict[Path, Problems]:
@@ -319,7 +327,10 @@ class Store:
         keep: the folder belongs to the key and survives a crash, so that work can be resumed;
         otherwise it goes away unless the block commits.
         """
-        home = fsops.make_folder(self.path / check_name(kind) / check_name(name))
+        name = check_name(name)
+        home = self.path / check_name(kind) / name
+        self._check_alike(home)
+        fsops.make_folder(home)
         self._sweep()
         with fsops.lock(home / ".lock", f"{kind} {name!r}"):
             work = home / (f".work-{key[:16]}" if keep else f".{name}.tmp-{os.getpid()}")
@@ -395,10 +406,16 @@ class Store:
         return [entry for entry in map(_parse_entry, self._lines()) if entry]
 
     def _lines(self) -> Sequence[bytes]:
+        if not self._journal.exists():
+            return []
         try:
             return self._journal.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
+        except OSError as e:
+            raise Damaged(
+                f"{self._journal} cannot be read",
+                why=os.strerror(e.errno or 0),
+                fix="move it away: what it says of the order of things is then forgotten",
+            ) from None
 
     def unreadable_lines(self) -> int:
         """How many lines of the journal were torn or harmed."""
@@ -420,6 +437,16 @@ class Store:
         returned = [_place(e) for e in self._entries() if e["event"] in ("made", "reused")]
         last = {place: at for at, place in enumerate(returned)}
         return sorted(self.list(), key=lambda a: last.get(a.place, -1))
+
+    def _check_alike(self, home: Path) -> None:
+        """Usage for a name that not every disk can tell from one that is there."""
+        names = [other.name for other in home.parent.glob("*")]
+        alike = [name for name in names if _nfc(name).casefold() == home.name.casefold()]
+        if alike and home.name not in names:
+            raise Usage(
+                f"some disks cannot tell {home.name!r} from {alike[0]!r}, which is there already",
+                fix=f"--name {alike[0]}, or a name that differs in more",
+            )
 
     def _next_version(self, kind: str, name: str) -> str:
         """One more than any version that is or was there: a label never means two things."""
@@ -483,8 +510,16 @@ def _weight(word: str, text: str) -> float:
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
+def _nfc(text: str) -> str:
+    """With each accent composed: disks and keyboards differ in that."""
+    import unicodedata
+
+    return unicodedata.normalize("NFC", text)
+
+
 def check_name(name: str) -> str:
     """`name`, when it can be a folder anywhere; Usage otherwise."""
+    name = _nfc(name)
     ok = re.fullmatch(r"\w[\w.+-]*", name) and not name.endswith(".") and len(name.encode()) <= 100
     if not ok or _RESERVED.fullmatch(name):
         raise Usage(
@@ -497,10 +532,7 @@ def check_name(name: str) -> str:
 
 def slug(text: str) -> str:
     """A valid name that resembles `text`, such as a folder's name."""
-    import unicodedata
-
-    plain = unicodedata.normalize("NFC", text)
-    plain = re.sub(r"[^\w.+-]+", "-", plain).strip(".+-_")
+    plain = re.sub(r"[^\w.+-]+", "-", _nfc(text)).strip(".+-_")
     plain = plain.encode("utf-8", "ignore")[:60].decode("utf-8", "ignore").rstrip(".")
     return f"{plain}-1" if _RESERVED.fullmatch(plain) else plain or "untitled"
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import __version__, console, plugins
-from .errors import UserError
+from .errors import NotFound, UserError
 
 ISSUES = "run it again with DREAMTUNE_DEBUG=1 to see where, and please report that"
 COMPLETE = "_DREAMTUNE_COMPLETE"  # set by the shell
@@ -62,12 +63,14 @@ def _globals(
 def main(args: list[str] | None = None) -> None:
     """Entry point of the console script: runs a command and exits with its code."""
     args = sys.argv[1:] if args is None else args
+    console.open_streams()
     sys.exit(run(args or ["--help"]))
 
 
 def run(args: list[str]) -> int:
     """Run a command line; the exit code. Whatever goes wrong is one line on stderr."""
     try:
+        _stand()
         _listen()
         completion = args[0].startswith("-") or COMPLETE in os.environ  # it is slow to load
         code = build(completion)(args, prog_name="dreamtune", standalone_mode=False)
@@ -91,6 +94,14 @@ class Ended(BaseException):
 
     def __init__(self, number: int) -> None:
         self.number = number
+
+
+def _stand() -> None:
+    """NotFound when the current folder was removed: paths mean nothing in it."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise NotFound("the current folder is gone", fix="cd to another one") from None
 
 
 def _listen() -> None:

@@ -23,6 +23,19 @@ _quiet = False
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
+def open_streams() -> None:
+    """Let streams that are closed from outside go nowhere: else the next file that is opened would
+    get their numbers, and with them what libraries print.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 def quiet(on: bool = True) -> None:
     """Keep only results, warnings and errors."""
     global _quiet

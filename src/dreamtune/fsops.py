@@ -22,13 +22,13 @@ from typing import Any
 from . import console
 from .errors import Locked, Resources
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextlib.contextmanager
 def guard(path: Path, needed: int = 0, verb: str = "write") -> Iterator[None]:
-    """Turn a full or read-only disk into `Resources`, with the bytes needed and free."""
+    """Turn a disk that refuses into `Resources`; of a full one, with the bytes needed and free."""
     try:
         yield
     except OSError as e:
@@ -38,6 +38,12 @@ def guard(path: Path, needed: int = 0, verb: str = "write") -> Iterator[None]:
                 f"cannot {verb} {path}",
                 why=f"{os.strerror(e.errno)} ({needed:,} bytes needed, {free:,} free)",
                 fix="free some space or use another --store, and run the same command again",
+            ) from e
+        if e.errno == errno.EFBIG:
+            raise Resources(
+                f"cannot {verb} {path}",
+                why=f"{os.strerror(e.errno)} ({needed:,} bytes needed)",
+                fix="the disk or `ulimit -f` limits the size of a file; use another --store",
             ) from e
         if e.errno in _REFUSED:
             raise Resources(
@@ -376,9 +382,10 @@ def _write(
 
     finish: a last change of what was written, through the open file.
     """
-    temp = path.with_name(f".{path.name[:200]}.tmp-{os.getpid()}")
+    # Machines that share a disk share process numbers too.
+    temp = path.with_name(f".{path.name[:200]}.tmp-{os.getpid()}{os.urandom(4).hex()}")
     with guard(path, size):
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             try:
                 for piece in pieces:

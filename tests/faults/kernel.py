@@ -90,5 +90,5 @@ def taped(ops: Iterable[Op]) -> Changes:
 
 
 def _plain(path: str) -> str:
-    """Without the number of the process that wrote it."""
-    return re.sub(r"tmp-\d+", "tmp", path)
+    """Without what only this process could have called it."""
+    return re.sub(r"tmp-\w+", "tmp", path)

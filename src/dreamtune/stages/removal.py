@@ -12,11 +12,12 @@ from dreamtune.errors import Usage
 def folder(store: Store, ref: str, kind: str | None) -> Path:
     """The version's folder that a reference means; a folder can be named though it is damaged."""
     named = Path(ref)
-    path = named if named.is_dir() else store.resolve(ref, kind).path
-    home = store.path / Path(*path.resolve().parts[-3:])
-    if not home.is_dir() or not home.samefile(path):
-        raise Usage(f"{path} is not an artifact of {store.path}", fix="name its store with --store")
-    return home
+    if not named.is_dir():
+        return store.resolve(ref, kind).path
+    for folder in store._folders():
+        if folder.samefile(named):
+            return folder
+    raise Usage(f"{named} is not an artifact of {store.path}", fix="name its store with --store")
 
 
 def check(store: Store, folders: Sequence[Path]) -> None:
