@@ -56,14 +56,16 @@ def updates(steps: int, count: int) -> dict[str, list[tuple[float, float]]]:
 
     torch.set_num_threads(count)
     with tempfile.TemporaryDirectory() as folder:
-        family = families.load(str(base.build(Path(folder) / "base")), torch.float32)
+        family = families.load(
+            str(base.build(Path(folder) / "base", base.SIZES["small"])), torch.float32
+        )
     method = lora.Method(lora.Options())
     method.attach(family, [Concept("[V01]", "dog", "dog")], seed=0)
     parameters = [p for group in method.groups() for p in group.parameters.values()]
     optimizer = torch.optim.AdamW([{"params": parameters, "peak": 1e-4, "start": 0}], fused=True)
     objective = Objective(family, method.live(), losses.l2).train()
 
-    side = base.RESOLUTION // 8
+    side = base.SIZES["small"].resolution // 8
     image = {name: torch.rand(4, 4, side, side) for name in ("mean", "std")}
     text = {"text": torch.rand(1, family.text[0].length, base.TEXT_WIDTH)}
     table = Table(

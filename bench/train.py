@@ -1,6 +1,7 @@
 """LoRA training, whole process: `dreamtune train` against diffusers' train_dreambooth_lora.py.
 
-    python -m bench.train [--peer diffusers/examples] [--steps 300] [--repeats 3] [--threads 2]
+    python -m bench.train [--peer diffusers/examples] [--size small] [--steps 300]
+        [--repeats 3] [--threads 2]
 
 Both get the same base folder, photos, size, rank, target modules, batch, precision and threads, and
 start without any cache of their own. They run in turns, so that a machine's mood hits both. A
@@ -24,9 +25,9 @@ from bench import base, photos
 from bench.process import Cost, circumstances, measure, threads
 
 SCRIPT = "train_dreambooth_lora.py"
-BATCH, RANK, RATE = 4, 16, 1e-4
+RANK, RATE = 16, 1e-4
 MARKS = {"first step": b"***** Running training *****", "last step": b"Steps: 100%"}
-PHASES = ("import", "load", "encode", "steps", "save")
+PHASES = ("import", "load", "encode", "rehearse", "steps", "save")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Setting:
     """What both sides are given."""
 
     work: Path
+    size: base.Size
     steps: int
     environment: dict[str, str]
 
@@ -54,9 +56,9 @@ def main() -> None:
     ask = _arguments()
     script = find_script(ask.peer) if ask.peer else None
     with tempfile.TemporaryDirectory(prefix="dreamtune-bench-") as work:
-        setting = Setting(Path(work), ask.steps, threads(ask.threads))
-        count = photos.gather(setting.photos, ask.photos, BATCH)
-        base.build(setting.base)
+        setting = Setting(Path(work), base.SIZES[ask.size], ask.steps, threads(ask.threads))
+        count = photos.gather(setting.photos, ask.photos, setting.size.batch)
+        base.build(setting.base, setting.size)
         prepared = prepare(setting)
         ours, theirs = [], []
         for turn in range(ask.repeats):
@@ -93,10 +95,10 @@ def run_ours(setting: Setting, turn: int) -> Cost:
         "--method=lora",
         f"--base={setting.base}",
         f"--steps={setting.steps}",
-        f"--batch={BATCH}",
+        f"--batch={setting.size.batch}",
         f"--rank={RANK}",
         f"--learning-rate={RATE}",
-        f"--resolution={base.RESOLUTION}",
+        f"--resolution={setting.size.resolution}",
         "--precision=fp32",
     ]
     return measure(command, setting.environment)
@@ -112,10 +114,10 @@ def run_theirs(setting: Setting, turn: int, script: Path) -> Cost:
         "--instance_prompt=a photo of sks dog",
         f"--output_dir={setting.work / f'theirs-{turn}'}",
         f"--max_train_steps={setting.steps}",
-        f"--train_batch_size={BATCH}",
+        f"--train_batch_size={setting.size.batch}",
         f"--rank={RANK}",
         f"--learning_rate={RATE}",
-        f"--resolution={base.RESOLUTION}",
+        f"--resolution={setting.size.resolution}",
         "--lr_scheduler=cosine",
         "--lr_warmup_steps=0",
         "--mixed_precision=no",
@@ -177,6 +179,7 @@ def _tell(text: str) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.train", description=__doc__.partition("\n")[0])
     parser.add_argument("--peer", type=Path, help="diffusers' examples folder [ours alone]")
+    parser.add_argument("--size", choices=base.SIZES, default="small")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

@@ -49,6 +49,17 @@ def test_samples_of_small_buckets_come_no_more_often(counts: list[int], size: in
     assert seen == dict.fromkeys(range(sum(counts)), size)
 
 
+@given(buckets, st.integers(1, 4), st.integers(1, 30))
+def test_no_more_is_shown_of_a_bucket_than_is_said(counts: list[int], size: int, n: int) -> None:
+    order = order_of(counts, size, variants=100)
+    said = dict(enumerate(order.shown(n)))
+    picks = [pick for step in range(n) for pick in order.picks(step)]
+    for place, bucket in enumerate(order.buckets):
+        variants = [p.variant for p in picks if p.sample in bucket]
+        assert len(variants) <= said[place]
+        assert max(variants, default=0) < -(-said[place] // len(bucket))
+
+
 def table(samples: int, variants: int = 3) -> Table:
     images = [
         {n: torch.randn(variants, 4, 2, 2) for n in ("mean", "std")}

@@ -47,6 +47,7 @@ def test_the_second_time_costs_nothing_and_is_equal(sample: Sample, tmp_path: Pa
     "change",
     [
         {"plan": {"variants": 2}},
+        {"plan": {"plain": True}},
         {"plan": {"seed": 1}},
         {"plan": {"jitter": 0.1}},
         {"plan": {"sizes": ((64, 48),)}},
@@ -98,7 +99,7 @@ def test_crops_differ_and_say_where_they_are(sample: Sample) -> None:
         assert top >= 0 and left >= 0
 
 
-def test_one_variant_is_the_plain_middle(sample: Sample) -> None:
-    plan = dataclasses.replace(PLAN, variants=1)
+def test_the_plain_middle(sample: Sample) -> None:
+    plan = dataclasses.replace(PLAN, plain=True)
     first, second = (cut(sample, dataclasses.replace(plan, seed=s))[0] for s in (0, 1))
     assert torch.equal(first, second)

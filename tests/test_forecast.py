@@ -35,7 +35,7 @@ def rehearsal() -> forecast.Rehearsal:
 
 def test_a_rehearsal_leaves_nothing_behind(rehearsal: forecast.Rehearsal) -> None:
     before = {n: p.detach().clone() for n, p in rehearsal.objective.named_parameters()}
-    rehearsal.memory()
+    rehearsal.row()
     assert rehearsal.seconds() > 0
     for name, p in rehearsal.objective.named_parameters():
         assert p.grad is None and torch.equal(p, before[name]), name
@@ -55,7 +55,7 @@ def test_memory_is_what_autograd_keeps(rehearsal: forecast.Rehearsal) -> None:
 
     batch = {"mean": torch.randn(3, 4, 8, 8), "weight": torch.ones(3)}
     known = forecast.Rehearsal(Squares(), batch, contextlib.nullcontext, 256 * 256)
-    row, state = known.memory()
+    (row, _), state = known.row(), known.state
     assert state == 12 * 256 * 256
     # The view of the first row keeps the storage of all three; then hidden, the error, its weight.
     least = 4 * (3 * 256 + 256)
@@ -65,7 +65,7 @@ def test_memory_is_what_autograd_keeps(rehearsal: forecast.Rehearsal) -> None:
 def test_a_run_that_cannot_fit_is_told_the_way_out(
     rehearsal: forecast.Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, state = rehearsal.memory()
+    (row, _), state = rehearsal.row(), rehearsal.state
     monkeypatch.setattr(forecast, "available_memory", lambda device: state + row * 3 // 2)
     with pytest.raises(Resources) as refused:
         forecast.forecast(rehearsal, Train(batch=2, accumulation=3), "lora", tmp_path)

@@ -299,7 +299,7 @@ def test_sdxl_is_told_the_photo_and_the_crop(tmp_path: Path) -> None:
     """As train_dreambooth_lora_sdxl.py: the short side is scaled to 64 px, the middle cut out."""
     Image.new("RGB", (100, 80)).save(tmp_path / "wide.png")
     Image.new("RGB", (90, 120)).save(tmp_path / "tall.png")
-    plan = CropPlan(((64, 64),), variants=1, area=(0.7, 1.0), jitter=0.2, seed=0)
+    plan = CropPlan(((64, 64),), 1, area=(0.7, 1.0), jitter=0.2, seed=0, plain=True)
     whole = (0.0, 0.0, 1.0, 1.0)
     found = []
     for name, size in (("wide", (100, 80)), ("tall", (90, 120))):

@@ -55,14 +55,24 @@ class Order:
 
     def turn(self, step: int) -> tuple[int, int]:
         """Which bucket update `step` reads, and how many batches of it came before."""
-        sizes = [len(bucket) for bucket in self.buckets]
-        shares = [size // math.gcd(*sizes) for size in sizes]  # batches an epoch, in proportion
+        shares = self._shares()
         epoch, place = divmod(step, sum(shares))
         turns = [b for b, share in enumerate(shares) for _ in range(share)]
         order = torch.randperm(len(turns), generator=generator(self.seed, "buckets", epoch))
         turn = [turns[i] for i in order]
         bucket = turn[place]
         return bucket, epoch * shares[bucket] + turn[:place].count(bucket)
+
+    def shown(self, steps: int) -> list[int]:
+        """How many samples of each bucket `steps` updates read at most."""
+        shares = self._shares()
+        epochs = math.ceil(steps / sum(shares))
+        return [min(steps, epochs * share) * self.size for share in shares]
+
+    def _shares(self) -> list[int]:
+        """Batches an epoch, in proportion to the buckets."""
+        sizes = [len(bucket) for bucket in self.buckets]
+        return [size // math.gcd(*sizes) for size in sizes]
 
     def take(self, bucket: int, earlier: int, step: int, role: str = SUBJECT) -> list[Pick]:
         """A global batch of one bucket, after `earlier` others of it."""

@@ -32,13 +32,14 @@ VERSION = 1  # of what an entry holds
 
 @dataclass(frozen=True)
 class CropPlan:
-    """How photos are cut. variants = 1 takes the middle of the subject, without jitter."""
+    """How photos are cut. plain: once, the middle of the subject, without jitter."""
 
     sizes: tuple[tuple[int, int], ...]  # (width, height) of the buckets
     variants: int
     area: tuple[float, float]
     jitter: float
     seed: int
+    plain: bool = False
 
     def size_for(self, sample: Sample) -> tuple[int, int]:
         """The bucket of a photo, (width, height) px."""
@@ -114,11 +115,11 @@ def cut(sample: Sample, plan: CropPlan) -> tuple[Tensor, Tensor]:
     pixels, meta = [], []
     for k in range(plan.variants):
         rng = np.random.default_rng(seed_of(plan.seed, "crop", sample.sha256, k))
-        plain = plan.variants == 1
-        box = crops.crop_box(photo.size, sample.focus, size, None if plain else rng, plan.area)
+        drawn = None if plan.plain else rng
+        box = crops.crop_box(photo.size, sample.focus, size, drawn, plan.area)
         crop = photo.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
         array = np.asarray(crop)
-        if not plain:
+        if not plan.plain:
             array = crops.jitter(array, rng, plan.jitter)
         pixels.append(torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 127.5 - 1)
         scale = width / (box[2] - box[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,13 +71,14 @@ class Encoder:
         buckets = {size: _repeated(sizes, repeats, size) for size in sorted(set(sizes))}
         order = Order([*buckets.values()], batch, train.variants, train.seed)
         prior = Prior(order) if lesson.taught else None
-        plans = [plan] * len(sizes)
+        shown = dict(zip(buckets, order.shown(train.steps), strict=True))
+        plans = [_enough(plan, size, shown[size] / len(buckets[size])) for size in sizes]
         if lesson.classes:
             shares = {size: len(members) for size, members in buckets.items()}
             dealt = _deal(len(lesson.classes), shares)
-            plans += [dataclasses.replace(plan, sizes=(size,)) for size in dealt]
             members = [[len(sizes) + i for i, s in enumerate(dealt) if s == b] for b in buckets]
             prior = Prior(order, Order(members, batch, train.variants, train.seed))
+            plans += [_enough(plan, size, shown[size] / dealt.count(size)) for size in dealt]
         return Encoded(self._table(lesson, plans), order, prior)
 
     def _table(self, lesson: Lesson, plans: Sequence[CropPlan]) -> Table:
@@ -123,6 +125,7 @@ class Encoder:
             area=(train.crop_area[0], train.crop_area[1]),
             jitter=train.jitter,
             seed=train.seed,
+            plain=train.variants == 1,
         )
 
     def _encode_text(self, captions: Sequence[str], cache: Cache) -> list[Tensors]:
@@ -148,6 +151,13 @@ class Encoder:
             return {name: state.cpu() for name, state in states.items()}
 
         return cache.get(facts, make)
+
+
+def _enough(plan: CropPlan, size: Size, times: float) -> CropPlan:
+    """The plan for a photo of one bucket that is shown so often: a short run encodes no crop that
+    it never shows.
+    """
+    return dataclasses.replace(plan, sizes=(size,), variants=min(plan.variants, math.ceil(times)))
 
 
 def _repeated(sizes: Sequence[Size], repeats: Sequence[int], size: Size) -> list[int]:

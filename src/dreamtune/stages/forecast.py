@@ -58,26 +58,29 @@ class Rehearsal:
     def rows(self) -> int:
         return len(self.batch["weight"])
 
-    def memory(self) -> tuple[int, int]:
-        """Bytes that a row needs, by what autograd keeps of one row; and bytes of gradients and the
-        optimizer's two moments, in fp32.
-        """
+    @property
+    def state(self) -> int:
+        """Bytes of gradients and the optimizer's two moments, in fp32."""
+        return 12 * self.trained
+
+    def row(self) -> tuple[int, float]:
+        """Bytes that a row needs, by what autograd keeps of one, and its seconds."""
         with _counting(self.objective) as kept:
-            self._run(_first(self.batch))
-        return round(SLACK * sum(kept.values())), 12 * self.trained
+            seconds = self._run(_first(self.batch))
+        return round(SLACK * sum(kept.values())), seconds
 
     def seconds(self) -> float:
         """Of one micro-batch."""
-        started = time.monotonic()
-        self._run(self.batch)
-        return time.monotonic() - started
+        return self._run(self.batch)
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: Batch) -> float:
+        started = time.monotonic()
         with self.context():
             share = (self.objective(batch) * batch["weight"]).sum()
         share.backward()
         share.item()  # waits for the device
         self.objective.zero_grad(set_to_none=True)
+        return time.monotonic() - started
 
 
 def forecast(rehearsal: Rehearsal, train: Train, method: str, folder: Path) -> Forecast:
@@ -86,7 +89,7 @@ def forecast(rehearsal: Rehearsal, train: Train, method: str, folder: Path) -> F
     folder: on the disk that the run writes to.
     """
     device = rehearsal.batch["weight"].device
-    row, state = rehearsal.memory()
+    (row, seconds), state = rehearsal.row(), rehearsal.state
     need, there = row * rehearsal.rows + state, available_memory(device)
     if need > there:
         ways = ways_out(train, method, row * rehearsal.rows, state, there)
@@ -103,8 +106,9 @@ def forecast(rehearsal: Rehearsal, train: Train, method: str, folder: Path) -> F
             why=f"{free / GIB:.2f} GiB are free",
             fix="make room, or keep fewer adapters with a larger --save-every",
         )
-    seconds = train.steps * train.accumulation * rehearsal.seconds()
-    return Forecast(seconds, need, disk)
+    if rehearsal.rows > 1:
+        seconds = rehearsal.seconds()
+    return Forecast(train.steps * train.accumulation * seconds, need, disk)
 
 
 def ways_out(train: Train, method: str, rows: int, state: int, there: int) -> Sequence[str]:
