@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -153,8 +154,12 @@ def run(ask: Run, session: Session | None = None) -> Artifact:
             )
     name = ask.adapters[0].artifact.name if ask.adapters else slug(ask.base.name)
     with ask.store.draft("samples", name, key, ask.recipe, parents) as draft:
-        _fill(ask, draft, session.studio(ask))
-        return draft.commit({})
+        start = time.monotonic()
+        studio = session.studio(ask)
+        loaded = time.monotonic()
+        _fill(ask, draft, studio)
+        seconds = {"load": loaded - start, "pictures": time.monotonic() - loaded}
+        return draft.commit({"seconds": {k: round(v, 3) for k, v in seconds.items()}})
 
 
 def _fill(ask: Run, draft: Draft, studio: Studio) -> None:
