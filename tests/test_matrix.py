@@ -15,7 +15,8 @@ from dreamtune import families, plugins, settings
 from dreamtune.artifacts import Artifact, Store
 from dreamtune.recipe import Chosen, method_options
 from dreamtune.sampling import Look
-from dreamtune.stages import adapters, sets, train
+from dreamtune.stages import sets, train
+from dreamtune.stages.trained import Trained
 from tests.variants import VARIANTS
 
 LOOK = Look(steps=3, guidance=4.0, size=(64, 64))
@@ -77,7 +78,7 @@ def run_matrix_case(
 
     base = families.load(f"tiny:{name}", torch.float32)
     plain = predict(base, "a dog")
-    adapters.put_in(base, adapters.Adapter(artifact))
+    Trained(artifact).put_in(base)
     loaded = predict(base, "a [V01] dog")
 
     assert torch.allclose(live, loaded, rtol=1e-4, atol=1e-5)
@@ -150,7 +151,7 @@ def test_plain_diffusers_gives_the_same_pictures(
         artifact = train.Training(ask, draft, None).run()
     family = families.load(str(tmp_path / "base"), torch.float32)
     plain = [np.asarray(p) for p in pictures(family, "a dog", [5], LOOK, 1)]
-    adapters.put_in(family, adapters.Adapter(artifact))
+    Trained(artifact).put_in(family)
     ours = [np.asarray(p) for p in pictures(family, "a [V01] dog", [5], LOOK, 1)]
 
     other = families.load(str(tmp_path / "base"), torch.float32)

@@ -43,7 +43,7 @@ def make_adapter(store: Store) -> Callable[..., Artifact]:
 
 def names(store: Store, *prompts: str, refs: tuple[str, ...] = ()) -> list[str]:
     """Labels of the adapters that any of the prompts gets."""
-    found = [a.artifact.label for own in choose(store, prompts, refs) for a in own]
+    found = [a.label for own in choose(store, prompts, refs) for a in own]
     return list(dict.fromkeys(found))
 
 
@@ -111,7 +111,7 @@ def test_each_prompt_has_the_adapters_that_it_speaks_of(
     make_adapter("rex")
     make_adapter("cup", "[V02]", "mug")
     prompts = ["[V02] mug", "[V01] dog beside a [V02] mug", "[V01] dog"]
-    found = [[a.artifact.name for a in own] for own in choose(store, prompts, [])]
+    found = [[a.name for a in own] for own in choose(store, prompts, [])]
     assert found == [["cup"], ["rex", "cup"], ["rex"]]
     assert all(len(own) == 2 for own in choose(store, prompts, ["rex", "cup"]))
 

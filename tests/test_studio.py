@@ -20,9 +20,9 @@ from dreamtune.fsops import hash_file
 from dreamtune.sampling import Look, pictures
 from dreamtune.settings import Sample
 from dreamtune.stages import sample as stage
-from dreamtune.stages.adapters import Adapter, put_in
 from dreamtune.stages.lines import Line
 from dreamtune.stages.studio import Studio
+from dreamtune.stages.trained import Trained
 from dreamtune.stages.writer import Writer
 from tests import untrained
 from tests.test_matrix import predict
@@ -41,12 +41,12 @@ def test_a_base_is_itself_again_when_adapters_are_taken_off(
     artifact = untrained.make(store, "rex", method, base=f"tiny:{name}")
     studio = Studio(bases.find(f"tiny:{name}"), "cpu", "fp32", several=True)
     plain = predict(studio.family, "a dog")
-    studio.painter([Adapter(artifact)])
+    studio.painter([Trained(artifact)])
     dressed = predict(studio.family, "a [V01] dog")
     assert (dressed - plain).abs().max() > 1e-3
     studio.painter([])
     assert torch.equal(predict(studio.family, "a dog"), plain)
-    studio.painter([Adapter(artifact)])
+    studio.painter([Trained(artifact)])
     assert torch.equal(predict(studio.family, "a [V01] dog"), dressed)
 
 
@@ -92,7 +92,7 @@ def test_a_strength_is_the_cross_attention_that_it_says(store: Store) -> None:
     """Every layer of the denoiser, against attention computed by hand from both prompts."""
     artifact = untrained.make(store, "rex", "embedding")
     family = families.load("tiny:sd", torch.float32)
-    put_in(family, Adapter(artifact))
+    Trained(artifact).put_in(family)
     from dreamtune.sampling.strength import mixed
     from dreamtune.sampling.text import Texts
 
@@ -141,7 +141,7 @@ def test_several_adapters_together_are_each_and_both(
         for module, update in parsed.adapter["unet"].items():
             target = family.denoiser.get_submodule(module).weight
             target.data += weight * lora.delta(update)
-    put_in(family, Adapter(store.resolve("word", "adapter")))
+    Trained(store.resolve("word", "adapter")).put_in(family)
     for i, word in enumerate(
         line["bindings"][0]["word"]
         for line in (one.read_json("adapter.json")["concepts"][0] for one in ones)

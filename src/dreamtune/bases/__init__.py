@@ -103,7 +103,7 @@ def again(name: str, sha256: str) -> Base | Tiny:
     """The base that an adapter was trained on, by what the adapter recorded of it."""
     for place in names.used(sha256):
         if place.exists():
-            base = at(place)
+            base = at(place, name)
             if base.fingerprint() == sha256:
                 return base
     try:

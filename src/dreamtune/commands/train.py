@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,17 +35,25 @@ def run(
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Updates between saves of the state; also every 10 minutes.")
     ] = 500,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Also write a .safetensors file, for a user interface."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite --out.")] = False,
     dry_run: flags.DryRun = False,
     json: flags.Json = False,
     store: flags.Store = None,
 ) -> None:
     """Train an adapter on prepared photos, and print its folder."""
     from ..artifacts import Store, check_name
+    from ..stages import convert
     from ..stages import train as stage
     from ..stages.propose import fill
     from ..stages.sets import find
 
     home = Store.open(store)
+    if out:
+        convert.check_file(out, force)
     sets = find(home, photos or [])
     ask = stage.Run(
         home,
@@ -64,10 +73,18 @@ def run(
         console.say(f"{ask.train.steps} updates of {size} pictures")
         return
     artifact = stage.run(ask)
+    files = convert.deliver(home, artifact, out) if out and processes.first() else []
     said = " and ".join(f"{c.identifier} {c.class_word}" for c in ask.concepts)
     console.hint(f'dreamtune sample "{said}"')
     if json:
         run_facts = artifact.read_json("run.json")
-        console.json({"path": str(artifact.path), "id": artifact.id, "run": run_facts})
+        console.json(
+            {
+                "path": str(artifact.path),
+                "id": artifact.id,
+                "run": run_facts,
+                **({"out": [str(file) for file in files]} if out else {}),
+            }
+        )
     else:
         console.out(artifact.path)

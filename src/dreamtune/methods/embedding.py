@@ -74,12 +74,17 @@ class Method:
 
         own = [files[_tokens.file(c.name, c, concepts)][0] for c in concepts]
         stored = [vectors for tensors in own for vectors in embeddings.parse(tensors).values()]
-        parts = [stack.part for stack in family.text]
-        if stored[0].keys() != set(parts):
+        wanted = {s.part: s.encoder.get_input_embeddings().weight.shape[1] for s in family.text}
+        given = {part: vectors.shape[1] for part, vectors in stored[0].items()}
+        if given != wanted:
             raise Usage(
-                f"{concepts[0].name} has embeddings for {', '.join(sorted(stored[0]))}",
-                why=f"this base has {', '.join(parts)}",
+                f"{concepts[0].name} has vectors for {_said(given)}",
+                why=f"this base wants them for {_said(wanted)}",
                 fix="use the base it was trained on",
             )
-        rows = [{part: weight * found[part].float() for part in parts} for found in stored]
+        rows = [{part: weight * found[part].float() for part in wanted} for found in stored]
         self._words = _tokens.Words(family, concepts, rows)
+
+
+def _said(widths: dict[str, int]) -> str:
+    return ", ".join(f"{part} ({width} wide)" for part, width in widths.items())

@@ -2,68 +2,76 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from dreamtune import console, plugins, recipe
+from dreamtune import console
 from dreamtune.artifacts import Artifact, Store, parse_ref
-from dreamtune.errors import Damaged, NotFound, Usage
-from dreamtune.methods import Concept, Weights
+from dreamtune.errors import NotFound, Usage
+from dreamtune.methods import Concept
 from dreamtune.settings import IDENTIFIER
+from dreamtune.stages import sources
+from dreamtune.stages.foreign import Foreign
+from dreamtune.stages.trained import Trained
 
 if TYPE_CHECKING:
+    from dreamtune.bases import Found
     from dreamtune.families import Family
+    from dreamtune.families._text import TextStack
 
 NONE = "none"
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter to put into the base: which, from which step, how strong, under which name."""
+class Adapter(Protocol):
+    """What is put into a base: an adapter of the store (Trained) or a file of any origin (Foreign).
 
-    artifact: Artifact
-    alias: str | None = None  # an identifier other than its own, for an adapter of one concept
-    weight: float = 1.0
-    step: int | None = None
-
-    @functools.cached_property
-    def facts(self) -> dict[str, Any]:
-        return dict(self.artifact.read_json("adapter.json"))
+    alias:  an identifier other than its own, for one with a single concept
+    weight: how strong
+    step:   of its training; None is the last
+    """
 
     @property
-    def folder(self) -> Path:
-        at = self.artifact.path
-        return at if self.step is None else at / "steps" / f"{self.step:06d}"
-
+    def alias(self) -> str | None: ...
     @property
-    def concepts(self) -> list[Concept]:
-        """What it taught, under the names that prompts use."""
-        return [
-            Concept(name, known["class_word"], self.artifact.name, known["bindings"])
-            for name, known in zip(self.identifiers, self.facts["concepts"], strict=True)
-        ]
-
+    def weight(self) -> float: ...
     @property
-    def identifiers(self) -> list[str]:
-        own = [known["identifier"] for known in self.facts["concepts"]]
-        return [self.alias] if self.alias else own
-
+    def step(self) -> int | None: ...
+    @property
+    def id(self) -> str: ...  # hash of its content
+    @property
+    def name(self) -> str: ...  # of its files
+    @property
+    def label(self) -> str: ...  # in messages
+    @property
+    def parents(self) -> list[str]: ...  # artifacts that a picture is made from
+    @property
+    def facts(self) -> dict[str, Any]: ...  # adapter.json; empty for a file
+    @property
+    def concepts(self) -> list[Concept]: ...  # what it taught, under the names that prompts use
+    @property
+    def identifiers(self) -> list[str]: ...
+    @property
+    def trigger(self) -> str: ...  # what else a prompt should say
     @property
     def is_word(self) -> bool:
         """Whether it changes no weights: how much of it shows is a matter of attention."""
-        return bool(getattr(_method(self.facts), "is_word", False))
 
-    def record(self) -> dict[str, Any]:
-        return {
-            "id": self.artifact.id,
-            "name": self.artifact.label,
-            "identifiers": self.identifiers,
-            "weight": self.weight,
-            "step": self.step,
-        }
+    def weighted(self, weight: float) -> Adapter: ...
+    def record(self) -> dict[str, Any]: ...
+    def check(self, base: Found) -> None:
+        """Damaged, Usage and so on when it cannot be put in, before the base is loaded."""
+
+    def put_in(self, family: Family) -> None: ...
+    def spoken(self, identifier: str, stack: TextStack) -> str:
+        """What a prompt for the user interfaces says for a concept."""
+
+    @property
+    def network_hash(self) -> str:
+        """What A1111 knows a LoRA by: the hash of the bytes after the header."""
+
+    def word_hash(self, identifier: str) -> str:
+        """What A1111 knows an embedding by: the hash of the file."""
 
 
 def choose(store: Store, prompts: Sequence[str], refs: Sequence[str]) -> list[list[Adapter]]:
@@ -77,17 +85,23 @@ def choose(store: Store, prompts: Sequence[str], refs: Sequence[str]) -> list[li
         adapters = [_named(store, ref) for ref in refs]
         _check_distinct(adapters)
         for prompt in prompts:
-            names = [name for adapter in adapters for name in adapter.identifiers]
-            if not any(name in prompt for name in names):
-                words = " or ".join(names)
-                console.warn(f"the prompt {prompt!r} does not say {words}")
+            _remind(prompt, adapters)
         return [adapters for _ in prompts]
     known = [(artifact, _class_words(artifact)) for artifact in store.list("adapter")]
     found = [_owners(store, prompt, known) for prompt in prompts]
-    said = {(i, a.artifact.label): None for owners in found for i, a in owners.items()}
+    said = {(i, a.label): None for owners in found for i, a in owners.items()}
     for identifier, label in said:
         console.say(f"{identifier} is {label}")
-    return [list({a.artifact.id: a for a in owners.values()}.values()) for owners in found]
+    return [list({a.id: a for a in owners.values()}.values()) for owners in found]
+
+
+def _remind(prompt: str, adapters: Sequence[Adapter]) -> None:
+    """Warn of a prompt that speaks of nothing that the adapters taught."""
+    names = [name for adapter in adapters for name in adapter.identifiers]
+    bare = [adapter.trigger for adapter in adapters if adapter.trigger and not adapter.identifiers]
+    names += [word for trigger in bare for word in trigger.split(", ")]
+    if names and not any(name in prompt for name in names):
+        console.warn(f"the prompt {prompt!r} does not say {' or '.join(names)}")
 
 
 def _check_distinct(adapters: Sequence[Adapter]) -> None:
@@ -97,37 +111,44 @@ def _check_distinct(adapters: Sequence[Adapter]) -> None:
         for identifier in adapter.identifiers:
             other = owners.setdefault(identifier, adapter)
             if other is not adapter:
-                labels = f"{other.artifact.label} and {adapter.artifact.label}"
+                labels = f"{other.label} and {adapter.label}"
                 raise Usage(
                     f"{labels} both own {identifier}",
-                    fix=f"give one another name: --with '{adapter.artifact.name} as V02'",
+                    fix=f"give one another name: --with '{adapter.name} as V02'",
                 )
 
 
 def _named(store: Store, text: str) -> Adapter:
-    """An adapter as --with names it: "rex", "rex@0.8", "rex@step=300", "rex as V02"."""
-    ref, _, alias = text.partition(" as ")
+    """An adapter as --with names it: "rex", "rex@0.8", "rex@step=300", "rex as V02", or a file."""
+    ref, _, alias = (text, "", "") if Path(text).exists() else text.partition(" as ")
     ref, options, weight = parse_ref(ref.strip())
-    artifact = store.resolve(ref, "adapter")
     if unknown := options.keys() - {"step"}:
         raise Usage(
             f"--with {text!r} has an unknown option {min(unknown)!r}", fix="there is @step="
         )
+    strong = 1.0 if weight is None else weight
+    if path := sources.file_of(ref):
+        if options:
+            raise Usage(f"{ref} is a file, which has no @step=")
+        file = Foreign(path)
+        return Foreign(path, _alias(file.label, len(file.concepts), alias), strong)
+    artifact = store.resolve(ref, "adapter")
     step = _step(artifact, options["step"]) if "step" in options else None
-    return Adapter(artifact, _alias(artifact, alias), 1.0 if weight is None else weight, step)
+    known = artifact.read_json("adapter.json")["concepts"]
+    return Trained(artifact, _alias(artifact.label, len(known), alias), strong, step)
 
 
-def _alias(artifact: Artifact, word: str) -> str | None:
-    """The identifier of "as V02"; Usage when it is none, or the adapter has several of its own."""
+def _alias(label: str, concepts: int, word: str) -> str | None:
+    """The identifier of "as V02"; Usage when it is none, or there is not one concept to rename."""
     if not word:
         return None
     identifier = f"[{word.strip().strip('[]')}]"
     if not IDENTIFIER.fullmatch(identifier):
         raise Usage(f"{word.strip()!r} cannot be an identifier", fix="use letters and digits: V02")
-    if len(artifact.read_json("adapter.json")["concepts"]) > 1:
+    if concepts != 1:
         raise Usage(
-            f"{artifact.label} has several concepts, which {word.strip()!r} cannot rename",
-            fix="use the identifiers that it was trained with",
+            f"{label} has {concepts or 'no'} concepts, which {word.strip()!r} cannot rename",
+            fix="use the identifiers that it was trained with" if concepts else "",
         )
     return identifier
 
@@ -183,7 +204,7 @@ def _owner(store: Store, identifier: str, prompt: str, adapters: list[Known]) ->
     ids = {a.id for a, _ in fits}
     newest = store.newest("adapter", lambda a: a.id in ids)
     assert newest
-    return Adapter(newest)
+    return Trained(newest)
 
 
 def _ambiguous(identifier: str, artifacts: Sequence[Artifact]) -> Usage:
@@ -197,33 +218,3 @@ def _ambiguous(identifier: str, artifacts: Sequence[Artifact]) -> Usage:
 
 def _identifiers(adapters: list[Known]) -> str:
     return ", ".join(sorted({f"{i} {word}" for _, words in adapters for i, word in words.items()}))
-
-
-def put_in(family: Family, adapter: Adapter) -> None:
-    """Load an adapter's files and let its method put them into the base."""
-    from safetensors import safe_open
-
-    facts = adapter.facts
-    if facts["family"] != family.name:
-        raise Usage(
-            f"{adapter.artifact.label} is for {facts['family']} models",
-            why=f"{family.base} is a {family.name} model",
-            fix=f"use its own base: --base {facts['base']}",
-        )
-    files: Weights = {}
-    folder = adapter.folder
-    # Two levels: below them are the adapters of earlier steps.
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            files[path.relative_to(folder).as_posix()] = (tensors, file.metadata() or {})
-    if not files:
-        raise Damaged(f"{folder} holds no adapter", fix="see `dreamtune verify`")
-    weight = 1.0 if adapter.is_word else adapter.weight
-    _method(facts).load(family, adapter.concepts, files, weight)
-
-
-def _method(facts: dict[str, Any]) -> Any:
-    """The method that an adapter was trained by."""
-    module = plugins.load(recipe.METHODS, facts["method"])
-    return module.Method(module.Options(**facts["options"]))

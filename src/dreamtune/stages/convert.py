@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from dreamtune import bases
+from dreamtune import bases, console
 from dreamtune.artifacts import Artifact, Store
 from dreamtune.bases import Tiny, weights
 from dreamtune.bases.folder import INDEX, Folder
@@ -83,6 +83,24 @@ def adapter_of(store: Store, text: str, base: str | None = None) -> tuple[Source
     if ground:
         ground.check(source)
     return source, ground
+
+
+def check_file(out: Path, force: bool) -> None:
+    """Before any work: as `check_out`, and Usage when `out` is to be a folder."""
+    if out.suffix.lower() != SUFFIX:
+        raise Usage(f"--out {out} must end in {SUFFIX}")
+    check_out(out, force)
+
+
+def deliver(store: Store, artifact: Artifact, out: Path) -> list[Path]:
+    """Write what was trained as a file for a user interface: kohya's layout, or a whole model."""
+    console.say(f"{artifact.label} is saved")
+    if model := model_of(store, str(artifact.path)):
+        return write_model(model, out, "keep").paths
+    source, ground = adapter_of(store, str(artifact.path))
+    paths = export.write(source, export.Wish(out, force=True), ground)
+    console.say(f"wrote {', '.join(map(str, paths))}")
+    return paths
 
 
 def check_out(out: Path, force: bool) -> None:

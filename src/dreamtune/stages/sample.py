@@ -66,13 +66,13 @@ class Run:
     def adapters(self) -> list[Adapter]:
         """All that are used, each once."""
         found = (adapter for scene in self.scenes for adapter in scene.adapters)
-        return list({adapter.artifact.id: adapter for adapter in found}.values())
+        return list({adapter.id: adapter for adapter in found}.values())
 
     @functools.cached_property
     def base(self) -> Found:
         """The base asked for, else the adapters', else the bundled one."""
         said = Overrides.of(self.sample)
-        trained_on = {a.facts["base_hash"]: a.facts for a in self.adapters}
+        trained_on = {a.facts["base_hash"]: a.facts for a in self.adapters if a.facts}
         if self.sample.base or not trained_on:
             base = bases.find(self.sample.base or bases.BUNDLED[0])
             records = [facts.get("overrides", {}) for facts in trained_on.values()]
@@ -118,7 +118,7 @@ class Session:
         self.stays = stays
         self._studio: Studio | None = None
         self._key: tuple[str, ...] = ()
-        self._sound: set[str] = set()
+        self._sound: set[tuple[str, str]] = set()
 
     def studio(self, ask: Run) -> Studio:
         """The base of a run, loaded unless it is there."""
@@ -130,29 +130,29 @@ class Session:
             self._key = key
         return self._studio
 
-    def check(self, adapter: Adapter) -> None:
-        """Every byte of an adapter, once."""
-        if adapter.artifact.id not in self._sound:
-            adapter.artifact.check(deep=True)
-            self._sound.add(adapter.artifact.id)
+    def check(self, adapter: Adapter, ask: Run) -> None:
+        """Whether an adapter can be put into the base, once."""
+        both = adapter.id, ask.recipe["base_hash"]
+        if both not in self._sound:
+            adapter.check(ask.base)
+            self._sound.add(both)
 
 
 def run(ask: Run, session: Session | None = None) -> Artifact:
     """Make the pictures, or find that they were made before."""
     session = session or Session()
-    parents = [adapter.artifact.id for adapter in ask.adapters]
+    parents = [parent for adapter in ask.adapters for parent in adapter.parents]
     key = ask.store.key("samples", VERSION, ask.recipe, parents)
     done = ask.store.find(key)
     if done:
         console.say(f"{done.label} is up to date")
         return ask.store.reuse(done)
     for adapter in ask.adapters:
-        session.check(adapter)
-        if adapter.facts["base_hash"] != ask.recipe["base_hash"]:
-            console.warn(
-                f"{adapter.artifact.label} was trained on other weights than {ask.base.name}"
-            )
-    name = ask.adapters[0].artifact.name if ask.adapters else slug(ask.base.name)
+        session.check(adapter, ask)
+        if adapter.facts and adapter.facts["base_hash"] != ask.recipe["base_hash"]:
+            console.warn(f"{adapter.label} was trained on other weights than {ask.base.name}")
+    name = ask.adapters[0].name if ask.adapters else ask.base.name
+    name = name if parents else slug(name)  # an artifact's is a folder's already
     with ask.store.draft("samples", name, key, ask.recipe, parents) as draft:
         start = time.monotonic()
         studio = session.studio(ask)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ class Scene:
     @property
     def dress(self) -> tuple[object, ...]:
         """Equal for pictures that need the same adapters in the base."""
-        return tuple((a.artifact.id, a.alias, a.step, a.weight) for a in self.adapters)
+        return tuple((a.id, a.alias, a.step, a.weight) for a in self.adapters)
 
 
 def plan(
@@ -91,7 +90,7 @@ def _dress(
     """
     plain = {c.identifier: c.class_word for a in adapters for c in a.concepts}
     prompt, marks = prompts.strengths(typed, plain.keys())
-    dressed = []
+    dressed: list[Adapter] = []
     for adapter in adapters:
         said = {i: marks.get(i, 1.0) for i in adapter.identifiers if i in prompt}
         total = adapter.weight * weight
@@ -100,7 +99,7 @@ def _dress(
             total = 1.0
         else:
             total *= max(said.values(), default=1.0)
-        dressed.append(dataclasses.replace(adapter, weight=total))
+        dressed.append(adapter.weighted(total))
     return tuple(dressed), tuple(prompts.variants(prompt, marks, plain))
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamtune.artifacts import Artifact, Store, parse_ref
 from dreamtune.bases import Base, Tiny
-from dreamtune.errors import Damaged, NonFinite, Usage
+from dreamtune.errors import Damaged, NonFinite, NotFound, Usage
 from dreamtune.formats import adapters, target
 from dreamtune.formats.ldm import Blocks
 
@@ -39,8 +39,22 @@ class Ground:
 
         if problems := misfits(signature(source.adapter), self.shapes):
             why = f"{problems[0]}" + (f" (and {len(problems) - 1} more)" if problems[1:] else "")
-            fix = "use the base it is for"
-            raise Usage(f"{source.label} does not fit the base {self.name}", why=why, fix=fix)
+            raise self._unfit(source, why)
+        for word, vectors in source.words.items():
+            widths = {part: tensor.shape[1] for part, tensor in vectors.items()}
+            if widths.items() - self.widths.items():
+                raise self._unfit(source, f"the vectors of {word} are of other text encoders")
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Of the vectors that the text encoders read."""
+        ends = (".token_embedding", ".shared")
+        return {n.split(".")[0]: s[1] for n, s in self.shapes.items() if n.endswith(ends)}
+
+    def _unfit(self, source: Source, why: str) -> Usage:
+        of = f", one of {target.NAMES[source.base]}" if source.base else ""
+        fix = f"use the base that it is for{of}: --base"
+        return Usage(f"{source.label} does not fit the base {self.name}", why=why, fix=fix)
 
 
 def ground(base: Model | Base | Tiny) -> Ground:
@@ -100,22 +114,29 @@ def find(store: Store, text: str, blocks: Blocks = Blocks()) -> Source:
     or NonFinite when it has values that are no finite numbers.
     """
     ref, options, weight = parse_ref(text)
-    path = Path(ref).expanduser()
     if options:
         raise Usage(f"{text!r} has an option, {min(options)!r}", fix="name a file or an adapter")
-    if path.exists() and not (path / FACTS).is_file():
-        source = _of_file(path, blocks)
-    else:
-        source = _of_artifact(store.resolve(ref, "adapter"))
-    _check_finite(source)
-    return Source(**{**vars(source), "weight": 1.0 if weight is None else weight})
+    path = file_of(ref)
+    source = of_file(path, blocks) if path else _of_artifact(store.resolve(ref, "adapter"))
+    return replace(source, weight=1.0 if weight is None else weight)
 
 
-def _of_file(path: Path, blocks: Blocks) -> Source:
+def file_of(ref: str) -> Path | None:
+    """The file or PEFT folder that a reference is; None when it is an adapter of the store."""
+    path = Path(ref).expanduser()
+    if path.exists():
+        return None if (path / FACTS).is_file() else path
+    if path.suffix.lower() == ".safetensors":
+        raise NotFound(f"there is no file {path}")
+    return None
+
+
+def of_file(path: Path, blocks: Blocks) -> Source:
+    """What a file or PEFT folder holds; errors as `find`."""
     found = adapters.read_adapter(path, blocks)
     name = path.stem if path.is_file() else path.name
     words = {word or name: vectors for word, vectors in found.words.items()}
-    return Source(path.name, name, found.adapter, words, found.metadata)
+    return _finite(Source(path.name, name, found.adapter, words, found.metadata))
 
 
 def _of_artifact(artifact: Artifact) -> Source:
@@ -136,10 +157,10 @@ def _of_artifact(artifact: Artifact) -> Source:
         found, said = adapters.read_words(file)
         words |= {word or file.stem: vectors for word, vectors in found.items()}
         metadata = metadata or said
-    return Source(artifact.label, artifact.name, adapter, words, metadata, facts=facts)
+    return _finite(Source(artifact.label, artifact.name, adapter, words, metadata, facts=facts))
 
 
-def _check_finite(source: Source) -> None:
+def _finite(source: Source) -> Source:
     """NonFinite when an update would make weights that are no numbers; Damaged when it is empty."""
     if not source.adapter and not source.words:
         raise Damaged(f"{source.label} holds no adapter")
@@ -150,6 +171,7 @@ def _check_finite(source: Source) -> None:
             _require_finite(source.label, f"{component}.{module}", tensors)
     for word, vectors in source.words.items():
         _require_finite(source.label, str(word), list(vectors.values()))
+    return source
 
 
 def _require_finite(label: str, name: str, tensors: list[Tensor]) -> None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreamtune.stages.adapters import Adapter, put_in
+from dreamtune.stages.adapters import Adapter
 
 if TYPE_CHECKING:
     from dreamtune.bases import Found
@@ -38,7 +38,7 @@ class Studio:
                 assert self._plain, "adapters change, and what was before is not kept"
                 self._plain.put_back()
             for adapter in adapters:
-                put_in(self.family, adapter)
+                adapter.put_in(self.family)
             self._worn, self._painter = adapters, Painter(self.family)
         return self._painter
 
