@@ -38,6 +38,7 @@ Entry = dict[str, Any]  # size, sha256
 PLACE = ("kind", "name", "version")
 FIELDS = ("kind", "name", "version", "key", "id", "recipe", "parents", "files", "run")
 MANIFEST, CHECKPOINTS, ASKED = "manifest.json", "checkpoints", "asked.json"
+MOST_MANIFEST = 1 << 28  # bytes; one of 200,000 photos has 27 MB
 RUN_FILES = ("run.json", "log.jsonl")
 Manifest = dict[str, Any]
 MIGRATIONS: dict[int, Callable[[Manifest], Manifest]] = {}  # schema -> to the one after it
@@ -67,6 +68,8 @@ class Artifact:
         file = path / MANIFEST
         if not file.is_file():  # opening a FIFO would wait for ever
             raise NotFound(f"no artifact in {path}", why=f"there is no {MANIFEST}")
+        if file.stat().st_size > MOST_MANIFEST:
+            raise Damaged(f"{file} is too large to be a manifest")
         try:
             data = file.read_bytes()
         except OSError as e:

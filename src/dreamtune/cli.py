@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import __version__, console, plugins
-from .errors import NotFound, UserError
+from .errors import NotFound, Resources, Usage, UserError
 
 ISSUES = "run it again with DREAMTUNE_DEBUG=1 to see where, and please report that"
 COMPLETE = "_DREAMTUNE_COMPLETE"  # set by the shell
@@ -124,19 +124,35 @@ def _listen() -> None:
 
 def _unexpected(e: Exception, args: list[str]) -> int:
     """A bug, or a machine that ran out of something."""
-    import errno
-
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _fail(15, f"{e.strerror}: {e.filename or 'the disk is full'}", args)
-    if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError":  # the latter torch's
-        fix = "a smaller --batch or --resolution needs less"
-        return _fail(15, f"out of memory; {fix}", args)
     if os.environ.get("DREAMTUNE_DEBUG", "") not in ("", "0"):
         import traceback
 
         console.error("".join(traceback.format_exception(e)))
+    if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError":  # the latter torch's
+        fix = "a smaller --batch or --resolution needs less"
+        return _fail(15, f"out of memory; {fix}", args)
+    if isinstance(e, OSError) and (refusal := _of_system(e)):
+        return _fail(refusal.code, str(refusal), args)
     first = (str(e).strip() or "no message").splitlines()[0]
     return _fail(1, f"internal error ({type(e).__name__}: {first}); {ISSUES}", args)
+
+
+def _of_system(e: OSError) -> UserError | None:
+    """What a system call that failed means to the user; None when it does not say about what."""
+    import errno
+
+    out_of = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
+    why, path = e.strerror or "", str(e.filename or "")
+    shown = path if len(path) <= 200 else f"{path[:60]}…"
+    if e.errno in out_of:
+        return Resources(why, why=shown)
+    if not path:
+        return None
+    if e.errno == errno.ENOENT:
+        return NotFound(f"{shown} is not there", fix="was it moved or removed meanwhile?")
+    if e.errno in (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+        return Usage(f"{shown} cannot be used", why=why)
+    return Resources(f"cannot use {shown}", why=why)
 
 
 def _fail(code: int, message: str, args: list[str]) -> int:

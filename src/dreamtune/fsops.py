@@ -33,10 +33,12 @@ def guard(path: Path, needed: int = 0, verb: str = "write") -> Iterator[None]:
         yield
     except OSError as e:
         if e.errno in _FULL:
-            free = shutil.disk_usage(_existing(path)).free
+            disk = os.statvfs(_existing(path))
+            free = f"{disk.f_frsize * disk.f_bavail:,} free"
+            free += ", but for no other file" if disk.f_files and not disk.f_favail else ""
             raise Resources(
                 f"cannot {verb} {path}",
-                why=f"{os.strerror(e.errno)} ({needed:,} bytes needed, {free:,} free)",
+                why=f"{os.strerror(e.errno)} ({needed:,} bytes needed, {free})",
                 fix="free some space or use another --store, and run the same command again",
             ) from e
         if e.errno == errno.EFBIG:

@@ -27,8 +27,11 @@ def run(
 ) -> None:
     """Remove old cache entries and abandoned runs; artifacts are never touched."""
     from ..artifacts import Store
+    from ..errors import Usage
     from ..stages import gc
 
+    if days != days or cache != cache:  # NaN is below no minimum
+        raise Usage("--days and --cache are numbers")
     opened = Store.open(store)
     waste = gc.find(opened, days, cache)
     if not dry_run:

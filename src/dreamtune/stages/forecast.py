@@ -102,9 +102,9 @@ def forecast(rehearsal: Rehearsal, train: Train, method: str, folder: Path) -> F
     disk, free = KEPT * state + exports * 8 * rehearsal.trained, shutil.disk_usage(folder).free
     if disk + RESERVE > free:
         raise Resources(
-            f"the run needs {disk / GIB:.2f} GiB of disk",
-            why=f"{free / GIB:.2f} GiB are free",
-            fix="make room, or keep fewer adapters with a larger --save-every",
+            f"the run needs {_size(disk)} of disk, and leaves {_size(RESERVE)} to others",
+            why=f"{_size(free)} are free",
+            fix="make room" + (", or raise --save-every" if train.save_every else ""),
         )
     if rehearsal.rows > 1:
         seconds = rehearsal.seconds()
