@@ -90,7 +90,7 @@ def test_killed_twice_in_one_run(method: str, option: str, photos: Path) -> None
     assert forked.run(command, calm, calls=photos / "calls") == 0, (calm / "stderr").read_text()
     middle = int((photos / "calls").read_text()) // 2
     assert forked.run(command, folder, kill_at=middle) == -signal.SIGKILL
-    assert forked.run([*command, "--resume"], folder, kill_at=5) == -signal.SIGKILL
+    assert forked.run([*command, "--resume"], folder, kill_at=9) == -signal.SIGKILL
     assert forked.run([*command, "--resume"], folder) == 0, (folder / "stderr").read_text()
     assert "going on after step" in (folder / "stderr").read_text()
     assert payload(newest(folder)) == payload(newest(calm))
@@ -180,7 +180,7 @@ def test_nothing_to_resume(photos: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_loudly(photos: Path) -> None:
     calm, folder = world(photos, "calm"), world(photos, "killed")
     assert forked.run(train("lora"), calm) == 0
-    assert forked.run(train("lora"), folder, kill_at=13) == -signal.SIGKILL
+    assert forked.run(train("lora"), folder, kill_at=17) == -signal.SIGKILL
     notes = folder.glob("artifacts/adapter/dog/.work-*/checkpoints/*.json")
     newest = max(notes).with_suffix(".safetensors")  # one without a note was never finished
     data = bytearray(newest.read_bytes())
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(photos: Path) -> None:
 @pytest.fixture
 def interrupted(photos: Path) -> Path:
     """A world in which a run was killed after a checkpoint."""
-    assert forked.run([*train("lora"), "--name", "rex"], photos, kill_at=14) == -signal.SIGKILL
+    assert forked.run([*train("lora"), "--name", "rex"], photos, kill_at=18) == -signal.SIGKILL
     assert list(photos.glob("artifacts/adapter/rex/.work-*/checkpoints/*.json"))
     return photos
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from dreamtune.artifacts import Artifact, Store
 from dreamtune.errors import NonFinite
 from tests import forked
+from tests.faults.test_signals import when_called
 
 TINY = ["train", "--base", "tiny:sd", "--steps", "4", "--batch", "2", "--device", "cpu"]
 
@@ -93,16 +95,42 @@ def test_a_diverging_run_stops_before_anything_bad_is_kept(tmp_path: Path) -> No
     from dreamtune.loop import Step
     from dreamtune.stages.log import Log
 
-    log = Log(tmp_path / "log.jsonl", 0)
-    log.add(Step(1, torch.tensor(0.5), torch.tensor(1.0), 1e-4))
-    log.add(Step(2, torch.tensor(float("nan")), torch.tensor(1.0), 1e-4))
-    with pytest.raises(NonFinite, match="loss is nan at step 2"):
-        log.flush()
+    log = Log(tmp_path / "log.jsonl", 0, lambda step: f"{step}.png")
+    for number, loss in enumerate((0.5, float("nan"), float("nan")), start=1):
+        log.add(Step(number, torch.tensor(loss), torch.tensor(1.0), 1e-4))
+    with pytest.raises(NonFinite, match=r"loss is nan at step 2: .* the photos were 2\.png"):
+        log.add(Step(4, torch.tensor(0.5), torch.tensor(1.0), 1e-4))
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1  # what was sound is kept
     weight = torch.nn.Parameter(torch.tensor([1.0, float("inf")]))
     with pytest.raises(NonFinite, match="up is not finite at step 2"):
         checkpoints.save(tmp_path / "c", 2, {"up": weight}, torch.optim.AdamW([weight]))
     assert not (tmp_path / "c").exists()
+
+
+def break_export(after: int) -> None:
+    """In the child: from this call on, an adapter cannot be exported."""
+    act = functools.partial(_raise, ValueError("what is trained has no name in this layout"))
+    when_called("dreamtune.methods.lora:Method.export", after, act)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_what_cannot_be_saved_is_known_before_step_one(folder: Path) -> None:
+    prepare = functools.partial(break_export, 0)
+    assert forked.run([*TINY, "--steps", "3"], folder, prepare=prepare) == 1
+    said = (folder / "stderr").read_text()
+    assert "no name in this layout" in said and "updates will take" not in said
+    assert not list((folder / "artifacts").rglob("*.rehearsal*"))
+
+
+def test_what_fails_beside_the_training_costs_no_update(folder: Path) -> None:
+    args = [*TINY, "--steps", "5", "--save-every", "3", "--name", "kept"]
+    assert forked.run(args, folder, prepare=functools.partial(break_export, 1)) == 1
+    assert "step 3 is saved, and --resume goes on from there" in (folder / "stderr").read_text()
+    assert forked.run([*args, "--resume"], folder) == 0
+    assert "going on after step 3 of 5" in (folder / "stderr").read_text()
 
 
 def test_a_last_update_that_diverges_leaves_no_adapter(folder: Path) -> None:

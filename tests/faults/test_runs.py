@@ -82,7 +82,8 @@ def record(root: Path, file: Path) -> None:
 
     def saved(folder: Path, step: int, *args: Any, **options: Any) -> None:
         save(folder, step, *args, **options)
-        note(("mark", "saved", folder.parent.name.removeprefix(".work-"), step))
+        if step:  # not a rehearsal
+            note(("mark", "saved", folder.parent.name.removeprefix(".work-"), step))
 
     artifacts.Draft.commit = committed  # type: ignore[method-assign]
     checkpoints.save = saved  # type: ignore[assignment]

@@ -30,8 +30,9 @@ PHASES: dict[str, tuple[str, int, int | None]] = {
     "load": ("dreamtune.devices:load", 0, None),
     "encode": ("dreamtune.stages.encode:Encoder.encode", 0, None),
     "step": (STAGE + "Training._batches", 3, 3),
-    "preview": (STAGE + "preview", 0, 3),
-    "checkpoint": (STAGE + "Training._checkpoint", 1, 4),
+    "rehearsal": (STAGE + "Training._rehearse_saving", 0, None),
+    "preview": (STAGE + "preview", 1, 3),
+    "checkpoint": (STAGE + "Training._checkpoint", 2, 4),
     "export": (STAGE + "Training._describe", 0, 6),
 }
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,21 @@ from dreamtune.errors import NonFinite
 if TYPE_CHECKING:
     from dreamtune.loop import Step
 
-FLUSH = 10  # updates whose losses are read at once, so that a GPU is not waited for at each
+FLUSH = 10  # updates that are written at once, since each time waits for the disk
+LATE = 2  # updates after which a loss is looked at: by then a GPU has it, and is not waited for
 
 
 class Log:
     """A line an update. Values stay on the device until some are due."""
 
-    def __init__(self, path: Path | None, start: int) -> None:
+    def __init__(
+        self, path: Path | None, start: int, showed: Callable[[int], str] = lambda step: "?"
+    ) -> None:
         """`start`: updates done; what an interrupted run logged after them is dropped.
 
-        path: None in a process that only watches.
+        path: None in a process that only watches; showed: names the photos of an update.
         """
-        self.path = path
+        self.path, self.showed = path, showed
         self.waiting: list[Step] = []
         self.shown: dict[str, float] = {}
         if path is None:
@@ -34,11 +38,14 @@ class Log:
         with contextlib.suppress(FileNotFoundError):
             lines = path.read_bytes().splitlines()[:start]  # a power cut can leave any bytes behind
             fsops.write_bytes(path, b"".join(line + b"\n" for line in lines))
-            self.shown = {"loss": json.loads(lines[-1])["loss"]} if lines else {}
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            self.shown = {"loss": float(json.loads(path.read_bytes().splitlines()[-1])["loss"])}
 
     def add(self, step: Step) -> None:
+        """NonFinite, and all before it written, when a loss of two updates ago is."""
         self.waiting.append(step)
-        if len(self.waiting) >= FLUSH:
+        known = self.waiting[-1 - LATE : -LATE]
+        if len(self.waiting) >= FLUSH or not all(math.isfinite(s.loss) for s in known):
             self.flush()
 
     def flush(self) -> None:
@@ -54,7 +61,7 @@ class Log:
             bad = rows[len(sound)]
             raise NonFinite(
                 f"the loss is {bad['loss']} at step {bad['step']}",
-                why="the training has diverged",
+                why=f"the training has diverged; the photos were {self.showed(bad['step'])}",
                 fix="run it again with a lower --learning-rate",
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from dreamtune import (
 from dreamtune.artifacts import Artifact, Draft, Store
 from dreamtune.bases import Found
 from dreamtune.bases.overrides import Overridden, Overrides, override
-from dreamtune.errors import Interrupted, Usage, UserError
+from dreamtune.errors import Interrupted, NonFinite, Usage, UserError
 from dreamtune.methods import Concept, Facts, Group, Method
 from dreamtune.settings import Train
 from dreamtune.stages import classes, propose, resume
@@ -169,7 +170,7 @@ class Training:
                 self._step()
             if not self.draft:
                 return None
-            with self._phase("save"), self._state_kept():
+            with self._phase("save"), self._state_kept(self.train.steps):
                 self._export(self._folder, self.train.steps)
                 self._describe()
             run: dict[str, Any] = {"seconds": self.seconds, **self.machine}
@@ -182,13 +183,16 @@ class Training:
         return self.draft.path
 
     @contextlib.contextmanager
-    def _state_kept(self) -> Iterator[None]:
-        """When the result cannot be written, the state is, so that no update is lost."""
+    def _state_kept(self, step: int) -> Iterator[None]:
+        """When something else cannot be written, the state is, so that no update is lost."""
         try:
             yield
+        except (Interrupted, NonFinite):  # it is saved already, or should not be
+            raise
         except Exception:
-            with contextlib.suppress(UserError):
-                self._checkpoint(self.train.steps)
+            with contextlib.suppress(UserError, OSError):
+                self._checkpoint(step)
+                console.warn(f"step {step} is saved, and --resume goes on from there")
             raise
 
     @contextlib.contextmanager
@@ -373,7 +377,7 @@ class Training:
             live_text=not self._frozen_text(),
         )
         lesson = self._lesson()
-        self.photos = len(lesson.subjects)
+        self.photos = [sample.path.name for sample, *_ in lesson.subjects]
         self.encoded = encoder.encode(lesson, self._global_batch())
         families.release(self.family, self._frozen_text(), keep=bool(self.train.preview_every))
 
@@ -424,7 +428,19 @@ class Training:
         batch, context = self._batches(0)[0], self.accelerator.autocast
         rehearsal = Rehearsal(self.objective, batch, context, self._count())
         found = forecast(rehearsal, self.train, self.ask.method.name, self.ask.store.path)
+        if self.draft:
+            self._rehearse_saving(self.draft.path / f".rehearsal.tmp-{os.getpid()}")
         console.say(f"{self.train.steps} updates will take {found}")
+
+    def _rehearse_saving(self, scratch: Path) -> None:
+        """Save all that will be saved once, so that what cannot be is known before step 1."""
+        try:
+            self._export(scratch, 0)
+            self._checkpoint(0, scratch)
+            if self.train.preview_every:
+                self._preview(0, scratch)
+        finally:
+            fsops.discard(scratch)
 
     # Step.
 
@@ -438,7 +454,7 @@ class Training:
             start = checkpoints.step_of(self.checkpoint)
             checkpoints.restore(self.checkpoint, self.parameters, self.optimizer, **self._beside())
             console.say(f"going on after step {start} of {train.steps}")
-        log = Log(self._folder / "log.jsonl" if self.draft else None, start)
+        log = Log(self._folder / "log.jsonl" if self.draft else None, start, self._showed)
         heard = Heard(self.wishes, self.accelerator)
         self.objective.train()
         steps = loop.train(
@@ -457,10 +473,11 @@ class Training:
                 n, now = step.number, time.monotonic()
                 if self.average:
                     self.average.update(n)
-                log.add(step)
-                bar.advance(1, **log.shown)
-                if self.draft:
-                    self._once_in_a_while(n)
+                with self._state_kept(n):
+                    log.add(step)
+                    bar.advance(1, **log.shown)
+                    if self.draft:
+                        self._once_in_a_while(n)
                 wishes = heard.now()
                 due = n % self.ask.checkpoint_every == 0 or now - saved > CHECKPOINT_SECONDS
                 if n < train.steps and (due or wishes):
@@ -478,6 +495,11 @@ class Training:
         log.flush()
         self.final_loss = log.shown.get("loss")
 
+    def _showed(self, step: int) -> str:
+        """The photos of an update."""
+        picks = self.encoded.order.picks(step - 1)
+        return ", ".join(dict.fromkeys(self.photos[pick.sample] for pick in picks))
+
     @property
     def _schedule(self) -> str:
         return self.train.schedule or ("constant" if self._averages else "cosine")
@@ -490,15 +512,17 @@ class Training:
         """Previews, and adapters to try."""
         train = self.train
         if train.preview_every and step % train.preview_every == 0:
-            folder = self._folder / "previews"
-            with self._exported():
-                preview(self.family, self.concepts[0], folder, step, self.resolution, train.seed)
+            self._preview(step, self._folder / "previews")
         if train.save_every and step % train.save_every == 0 and step < train.steps:
             self._export(self._folder / "steps" / f"{step:06d}", step)
 
-    def _checkpoint(self, step: int) -> None:
+    def _preview(self, step: int, folder: Path) -> None:
+        with self._exported():
+            preview(self.family, self.concepts[0], folder, step, self.resolution, self.train.seed)
+
+    def _checkpoint(self, step: int, folder: Path | None = None) -> None:
         if self.draft:
-            folder = self._folder / "checkpoints"
+            folder = folder or self._folder / "checkpoints"
             state = self.parameters, self.optimizer, self.machine
             checkpoints.save(folder, step, *state, **self._beside())
 
@@ -529,7 +553,7 @@ class Training:
                 "seed": train.seed,
                 "learning_rate": self._peak(),
                 "max_train_steps": train.steps,
-                "num_train_images": self.photos,
+                "num_train_images": len(self.photos),
                 "lr_scheduler": self._schedule,
                 "optimizer": train.optimizer,
             },
