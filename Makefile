@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO := demo
-PHOTOS := src/dreamtune/assets/photos/raccoon
+PHOTOS := src/dreamtune/assets/photos/cherries
 PEER ?=
 
 .PHONY: demo test faults lint bench clean

@@ -14,7 +14,7 @@ from dreamtune import __version__
 from tests import forked
 
 ROOT = Path(__file__).parents[1]
-PHOTOS = ROOT / "src/dreamtune/assets/photos/raccoon"
+PHOTOS = ROOT / "src/dreamtune/assets/photos/cherries"
 FEWER = {
     "train": ["--steps", "2", "--save-every", "1"],
     "sample": ["--steps", "2", "--count", "2"],

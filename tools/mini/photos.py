@@ -1,7 +1,7 @@
 """The pictures that `make demo` prepares and trains on: a subject that `mini` has never seen, in
 several surroundings, and one picture of something else for prep to find.
 
-    python -m tools.mini.photos --work DIR --out src/dreamtune/assets/photos/raccoon
+    python -m tools.mini.photos --work DIR --out src/dreamtune/assets/photos/cherries
 """
 
 import argparse
@@ -14,7 +14,7 @@ from tools.mini.artwork import PACKAGES, held_out_codes
 from tools.mini.compose import compose
 from tools.mini.words import Background, Picture
 
-SUBJECT, STRANGER = "1f99d", "1f4da"  # raccoon, books
+SUBJECT, STRANGER = "1f352", "1f45f"  # cherries, a shoe
 SIZE = 256
 SURROUNDINGS = [
     Background("plain", "blue"),
@@ -45,7 +45,7 @@ def main() -> None:
     modules = args.work / "npm" / "node_modules"
     scenes = [(SUBJECT, background) for background in SURROUNDINGS]
     for number, (code, background) in enumerate(
-        [*scenes, (STRANGER, Background("plain", "green"))]
+        [*scenes, (STRANGER, Background("plain", "white"))]
     ):
         picture = draw(modules, code, background, seed=number)
         picture.save(args.out / f"{number:02d}.jpg", quality=92, subsampling=0)
