@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamtune.formats import adapters, kohya, peft
+from dreamtune.formats import adapters, kohya, ldm, peft
 from dreamtune.formats import diffusers as diffusers_layout
 from dreamtune.formats.header import read_header
 from dreamtune.formats.lora import Adapter, LoraWeights, collect, for_base_norm, live_deltas
@@ -209,17 +209,41 @@ def diffusers_names(family: str) -> dict[str, str]:
     """What model_lora_keys_unet and model_lora_keys_clip of ComfyUI accept: name -> module."""
     prefix = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
     prefix["text_encoder_2"] = ("lora_te2_",)
-    return {
+    names = {
         p + key.partition(".")[2].replace(".", "_"): key
         for key in base(family)
         for p in prefix[key.partition(".")[0]]
+    }
+    return names | (sgm_names(family) if family == "sdxl" else {})
+
+
+def sgm_names(family: str) -> dict[str, str]:
+    """The modules of Stability's UNet as diffusers' converter of checkpoints maps them.
+
+    Each weight of the checkpoint is its own number, by which it is known again.
+    """
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    names = ldm.unet_names(BLOCKS[family])
+    ours = [key.removeprefix("unet.") for key in base(family) if key.startswith("unet.")]
+    theirs = [ldm.renamed(path, names) or path for path in ours]
+    leaves = [(path, leaf) for path in theirs for leaf in ("weight", "bias")]
+    checkpoint = {
+        f"model.diffusion_model.{path}.{leaf}": torch.tensor(i)
+        for i, (path, leaf) in enumerate(leaves)
+    }
+    read = convert_ldm_unet_checkpoint(checkpoint, dict(pipeline(family).unet.config))
+    return {
+        f"lora_unet_{leaves[int(i)][0].replace('.', '_')}": f"unet.{key.removesuffix('.weight')}"
+        for key, i in read.items()
+        if key.endswith(".weight")
     }
 
 
 @pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
 @pytest.mark.parametrize("text", [True, False], ids=["text encoder", "denoiser only"])
 @pytest.mark.parametrize("kind", ["linear", "conv", "dora"])
-@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_uis_apply_the_trained_strength(family: str, kind: str, text: bool, alpha: float) -> None:
     dora = kind == "dora"
     mine = adapter(family, alpha, text, "all" if dora else kind, dora)

@@ -9,6 +9,8 @@ import typer
 from .. import console, flags
 from . import _files
 
+WORDS = "words"
+
 
 def register(app: typer.Typer) -> None:
     app.command("convert")(run)
@@ -19,7 +21,14 @@ def run(
         str, typer.Argument(help="An adapter or a model: a name, a .safetensors file or a folder.")
     ],
     out: _files.Out,
-    to: _files.To = "kohya",
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="kohya|diffusers|peft|words",
+            help="Layout of an adapter: of all user interfaces, of load_lora_weights, PEFT's, or "
+            "only its words, as embeddings.",
+        ),
+    ] = "kohya",
     precision: _files.Precision = "keep",
     base: _files.Base = None,
     dora: Annotated[
@@ -45,7 +54,7 @@ def run(
     from ..stages import convert, export
 
     home = Store.open(store)
-    _files.check("--to", to, _files.LAYOUTS)
+    _files.check("--to", to, (*_files.LAYOUTS, WORDS))
     _files.check("--precision", precision, _files.PRECISIONS)
     _files.check("--dora", dora, ("keep", "difference"))
     if model := convert.model_of(home, source):
@@ -56,8 +65,10 @@ def run(
         written = convert.write_model(model, out, precision)
         _files.wrote(written.paths, json, tensors=dict(written.counts))
         return
-    wish = export.Wish(out, to, precision, dora == "difference", force)
     found, ground = convert.adapter_of(home, source, base)
+    if to == WORDS:
+        found, to = found.only_words(), "kohya"
+    wish = export.Wish(out, to, precision, dora == "difference", force)
     if dry_run:
         console.say(f"would write {', '.join(map(str, export.places(found, wish).values()))}")
         return

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dreamtune.formats.lora import Adapter, Update
+from dreamtune.formats.lora import Adapter, LoraWeights, Update
 from dreamtune.fsops import dump_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SGM = "https://github.com/Stability-AI/generative-models"
+LYCORIS = "lycoris.kohya"  # loads what networks.lora does not: DoRA, LoHa, LoKr, differences
 BFL = "https://github.com/black-forest-labs/flux"
 
 
@@ -102,10 +103,11 @@ def kohya_keys(
     `name` is what A1111 calls the file; `training`: steps, seed, learning_rate, num_train_images …
     """
     weights = [w for modules in adapter.values() for w in modules.values()]
+    plain = all(isinstance(w, LoraWeights) and w.magnitude is None for w in weights)
     return {
         "ss_v2": str(base.architecture.startswith("stable-diffusion-v2")),
         "ss_base_model_version": base.version,
-        "ss_network_module": base.network,
+        "ss_network_module": base.network if plain else LYCORIS,
         "ss_network_dim": _common({str(w.rank) for w in weights}),
         "ss_network_alpha": _common({str(w.alpha) for w in weights}),
         "ss_network_args": json.dumps(_arguments(weights)),

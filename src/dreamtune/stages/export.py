@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,13 @@ from dreamtune.errors import NonFinite, NotFound, Usage, WouldOverwrite
 from dreamtune.formats import diffusers, embeddings, kohya, lora, modelspec, peft, proof
 from dreamtune.formats.entries import adapter_of
 from dreamtune.formats.ldm import Blocks
+from dreamtune.formats.lora import LoraWeights
 from dreamtune.stages.sources import LORA, Ground, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dreamtune.formats.lora import Adapter
+    from dreamtune.formats.lora import Adapter, Update
 
 KOHYA = {"sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}  # by base; the others are named as sd
 LEARNED = "learned_embeds.safetensors"
@@ -127,6 +128,8 @@ def write(source: Source, wish: Wish, ground: Ground | None = None) -> list[Path
     paths = places(source, wish)
     source = replace(source, adapter=_prepared(source, wish, ground))
     made = _made(source, wish, ground, list(paths))
+    if wish.layout == "kohya" and source.adapter and source.words:
+        console.say("its words are inside, as A1111 reads them; for ComfyUI: convert --to words")
     for name, content in made.items():
         path = paths[name]
         fsops.make_folder(path.parent)
@@ -229,17 +232,38 @@ def _finished(
 
 
 def describe(source: Source, tensors: Tensors, marks: Metadata, kind: str) -> Metadata:
-    """The metadata: what the source said that is no matter of layout, hashes, and the date."""
-    kept = {k: v for k, v in source.metadata.items() if k.startswith(("ss_", "modelspec."))}
-    body = modelspec.body_sha256(tensors)
-    said = {"modelspec.date": date(), "modelspec.hash_sha256": f"0x{body}"}
-    if spec := SPECS.get(source.base or ""):
-        base, title = modelspec.BASES[spec], kept.get("modelspec.title", source.name)
-        kept = modelspec.modelspec(base, kind, body, title=title) | kept
+    """The metadata: what the source said that is no matter of layout, hashes, and the date.
+
+    Which base it is for, and what kind of file it is, the tensors say.
+    """
+    mine = ("modelspec.", "ss_") if kind == "lora" else ("modelspec.",)
+    kept = {k: v for k, v in source.metadata.items() if k.startswith(mine)}
+    body, title = modelspec.body_sha256(tensors), kept.get("modelspec.title", source.name)
+    base = _spec(source, kept)
+    if base:
+        found = modelspec.modelspec(base, kind, body, title=title)
         if kind == "lora":
-            names = modelspec.kohya_keys(base, source.adapter, body, name=source.name)
-            kept |= {k: v for k, v in names.items() if "network" in k or k not in kept}
+            found |= modelspec.kohya_keys(base, source.adapter, body, name=source.name)
+        kept |= found
+    elif architecture := kept.get("modelspec.architecture"):
+        kept["modelspec.architecture"] = f"{architecture.partition('/')[0]}/{kind}"
+    said = {"modelspec.date": date(), "modelspec.hash_sha256": f"0x{body}"}
     return {**kept, **marks, **said, **modelspec.sshs_hashes(tensors, kept)}
+
+
+def _spec(source: Source, kept: Metadata) -> modelspec.Base | None:
+    """The base by its shapes; which of several like it, if the metadata says."""
+    if source.base not in SPECS:
+        return None
+    like = [base for key, base in modelspec.BASES.items() if key.startswith(source.base)]
+    said = kept.get("modelspec.architecture", "").partition("/")[0]
+    told = [
+        base
+        for base in like
+        if base.architecture == said
+        and base.prediction == kept.get("modelspec.prediction_type", "")
+    ]
+    return next(iter(told), modelspec.BASES[SPECS[source.base]])
 
 
 def date() -> str:
@@ -273,8 +297,17 @@ def _prove(source: Source, adapter: Adapter, read: Adapter) -> None:
     """Damaged when what was read back does not change weights as the source does.
 
     Two forms of a DoRA that agree on one matrix of no special kind agree on all, so any will do.
+    Equal factors need no product to be compared.
     """
     import torch
+
+    same = {
+        (part, module)
+        for part, modules in adapter.items()
+        for module, update in modules.items()
+        if _equal(update, read.get(part, {}).get(module))
+    }
+    adapter, read = _without(adapter, same), _without(read, same)
 
     def live() -> Iterator[tuple[str, str, Tensor, Tensor]]:
         for part, modules in adapter.items():
@@ -285,3 +318,21 @@ def _prove(source: Source, adapter: Adapter, read: Adapter) -> None:
                 yield part, module, weight, lora.delta(update, weight)
 
     proof.check({source.label: read}, live())
+
+
+def _equal(mine: Update, other: Update | None) -> bool:
+    """Whether two LoRAs have the same factors, bit for bit."""
+    import torch
+
+    if not (isinstance(mine, LoraWeights) and isinstance(other, LoraWeights)):
+        return False
+    plain = mine.magnitude is None and other.magnitude is None
+    alike = plain and math.isclose(mine.alpha, other.alpha, rel_tol=1e-7)  # kohya's is fp32
+    return alike and torch.equal(mine.down, other.down) and torch.equal(mine.up, other.up)
+
+
+def _without(adapter: Adapter, some: Collection[tuple[str, str]]) -> Adapter:
+    return {
+        part: {module: u for module, u in modules.items() if (part, module) not in some}
+        for part, modules in adapter.items()
+    }

@@ -101,6 +101,12 @@ class Source:
         widths = {v.shape[1] for vectors in self.words.values() for v in vectors.values()}
         return target.of_adapter(signature(self.adapter)) or target.of_words(widths)
 
+    def only_words(self) -> Source:
+        """The words without what changes weights; Usage when there are none."""
+        if not self.words:
+            raise Usage(f"{self.label} has no words")
+        return replace(self, adapter={})
+
     @property
     def is_dora(self) -> bool:
         updates = (u for modules in self.adapter.values() for u in modules.values())
