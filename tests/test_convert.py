@@ -463,3 +463,104 @@ def test_extract_says_what_a_lora_cannot_hold(
     said = json.loads(capsys.readouterr().out)
     assert said["left_out"] == ["unet.conv_in.bias", "unet.conv_norm_out.weight"]
     assert run(["extract", str(folders["sdxl"]), *base, *out]) == 2
+
+
+# ---- what trips others up
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_a_file_tells_how_noise_is_predicted(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = shutil.copytree(folders[name], tmp_path / "v")
+    config = folder / "scheduler" / "scheduler_config.json"
+    said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    config.write_text(json.dumps(json.loads(config.read_text()) | said))
+    out = tmp_path / "v.safetensors"
+    assert run(["convert", str(folder), "--out", str(out)]) == 0
+    assert {"v_pred", "ztsnr"} <= read_header(out).tensors.keys()
+    found: Any = bases.at(out)
+    assert found.config("scheduler").items() >= said.items()
+
+
+def test_a_file_of_2_0_without_the_layer_that_is_not_used(tmp_path: Path) -> None:
+    """diffusers' converter leaves it out; then all that is there is used."""
+    from dreamtune.formats import checkpoint
+
+    text = checkpoint.TWO.text[0]
+    layers = {f"{text.prefix}transformer.resblocks.{i}.ln_1.weight": (1024,) for i in range(24)}
+    shapes = {f"{text.prefix}ln_final.weight": (1024,), **layers}
+    assert checkpoint.used_layers(text, shapes) == 23
+    shapes.popitem()
+    assert checkpoint.used_layers(text, shapes) == 23
+
+
+def test_what_programs_would_take_for_another_is_not_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["convert", "mini", "--out", str(tmp_path / "x.safetensors")]) == 2
+    assert "programs would take the attention_head_dim" in capsys.readouterr().err
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(folders: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    out = shutil.copytree(folders["sd1"], tmp_path / "base")
+    (out / "README.md").write_text("mine")
+    stale = out / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    stale.write_bytes(b"an old variant")
+    before = stored(folders["sd1"])
+    huge = saved(tmp_path / "huge.safetensors", "sd1", adapter("sd1", 1e30))
+    mine = saved(tmp_path / "a.safetensors", "sd1", adapter("sd1", 0.7))
+    into = ["--into", str(out), "--out", str(out)]
+    assert run(["merge", str(mine), *into]) == 17
+    assert run(["merge", str(huge), *into, "--force", "--precision", "fp16"]) == 14
+    assert stale.exists() and [p.name for p in tmp_path.glob(".*")] == []
+    assert run(["merge", str(mine), *into, "--force"]) == 0
+    assert (out / "README.md").read_text() == "mine" and not stale.exists()
+    changed = changes(adapter("sd1", 0.7), "sd1")
+    for name, tensor in stored(out).items():
+        expected = before[name] + changed.get(name.removesuffix(".weight"), torch.zeros(()))
+        assert torch.equal(tensor, expected), name
+
+
+def test_a_sum_of_flat_factors_and_a_convolution() -> None:
+    plain = LoraWeights(torch.randn(2, 4, 3, 3), torch.randn(5, 2, 1, 1), 2.0)
+    flat = LoraWeights(torch.randn(3, 36), torch.randn(5, 3), 1.0)
+    found = lowrank.concatenate([(flat, 2.0), (plain, -1.0)])
+    want = 2 * flat.change().reshape(5, 4, 3, 3) - plain.change()
+    assert torch.allclose(found.change(), want, atol=1e-5)
+
+
+def test_only_the_words(tmp_path: Path) -> None:
+    bundled = embeddings.dump_bundled("pip", {"text_encoder": torch.ones(1, 768)})
+    at = saved(tmp_path / "rex.safetensors", "sd1", adapter("sd1", 1.0), **bundled)
+    (tmp_path / "ui").mkdir()
+    assert run(["convert", str(at), "--to", "words", "--out", str(tmp_path / "ui")]) == 0
+    assert load_file(tmp_path / "ui" / "rex.safetensors").keys() == {"emb_params"}
+    said = read_header(tmp_path / "ui" / "rex.safetensors").metadata
+    assert said["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
+    bare = saved(tmp_path / "bare.safetensors", "sd1", adapter("sd1", 1.0))
+    assert run(["convert", str(bare), "--to", "words", "--out", str(tmp_path / "ui")]) == 2
+
+
+def test_metadata_that_lies_is_put_right(tmp_path: Path) -> None:
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    update = LoraWeights(torch.ones(2, 1024), torch.ones(4, 2), 1.0, torch.ones(4, 1))
+    tensors, _ = kohya.dump({"unet": {name: update}}, "sd")
+    lies = {
+        "modelspec.architecture": "stable-diffusion-v2-768-v/lora",
+        "modelspec.prediction_type": "v",
+        "ss_network_alpha": "8",
+        "ss_v2": "False",
+        "ss_base_model_version": "sdxl_base_v1-0",
+    }
+    write_safetensors(tmp_path / "a.safetensors", tensors, lies)
+    out = tmp_path / "b.safetensors"
+    assert run(["convert", str(tmp_path / "a.safetensors"), "--out", str(out)]) == 0
+    said = read_header(out).metadata
+    assert said["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
+    assert (said["ss_v2"], said["ss_base_model_version"]) == ("True", "sd_v2_v")
+    assert (said["ss_network_alpha"], said["ss_network_module"]) == ("1.0", "lycoris.kohya")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dreamtune.formats.lora import LoraWeights
@@ -38,20 +38,15 @@ def concatenate(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights:
     """The sum of weight * LoRA as one LoRA, exactly: its rank is the sum of their ranks."""
     import torch
 
-    shapes = [part.down.dim() for part, _ in parts]
-    plain = [(_unfolded(part, max(shapes)), weight) for part, weight in parts]
-    downs = [part.down.float() for part, _ in plain]
-    ups = [part.up.float() * (weight * part.alpha / part.rank) for part, weight in plain]
+    shape = max((part.shape for part, _ in parts), key=len)  # others may be written flat
+    ones = [1] * (len(shape) - 2)
+    downs = [part.down.float().reshape(part.rank, *shape[1:]) for part, _ in parts]
+    ups = [
+        (weight * part.alpha / part.rank) * part.up.float().reshape(shape[0], part.rank, *ones)
+        for part, weight in parts
+    ]
     down = torch.cat(downs)
     return LoraWeights(down, torch.cat(ups, dim=1), float(down.shape[0]))
-
-
-def _unfolded(part: LoraWeights, dimensions: int) -> LoraWeights:
-    """A linear LoRA as one of a 1x1 convolution, where another is written so."""
-    if part.down.dim() == dimensions:
-        return part
-    down, up = part.down[..., None, None], part.up[..., None, None]
-    return replace(part, down=down, up=up)
 
 
 def truncate(weights: LoraWeights, cut: Cut) -> tuple[LoraWeights, float]:

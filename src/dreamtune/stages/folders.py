@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -13,28 +14,46 @@ from dreamtune.stages.models import Model, Tuned, Written, counted, named, pendi
 
 
 def write(model: Model, out: Path, precision: str) -> Written:
-    """Weights, configs, tokenizers, and last the index, which makes it a base."""
+    """A folder that is a base. Nothing changes in `out` before all of it is made beside it.
+
+    What else is in `out` stays, and a base that was there is none while its parts are replaced.
+    """
+    home = out.resolve()
+    made = home.with_name(f".{home.name}.tmp-{os.getpid()}")
+    try:
+        counts = _fill(model, fsops.make_folder(made), precision)
+        fsops.remove(fsops.make_folder(home) / INDEX)
+        for part in model.parts:
+            fsops.remove_tree(home / part)
+            fsops.rename(made / part, home / part)
+        fsops.rename(made / INDEX, home / INDEX)
+    finally:
+        fsops.discard(made)
+    return Written([out], counts)
+
+
+def _fill(model: Model, folder: Path, precision: str) -> Counter[str]:
+    """Weights, configs, tokenizers and the index; how many tensors are changed and kept."""
     counts: Counter[str] = Counter()
     index: dict[str, Any] = _index(model)
-    fsops.remove(fsops.make_folder(out) / INDEX)
     for part, kind in model.parts.items():
-        folder = fsops.make_folder(out / part)
+        home = fsops.make_folder(folder / part)
         if kind in MODELS:
             tensors = named(model, part)
             counts += counted(tensors.values())
             fsops.write_safetensors(
-                folder / _weights_name(index[part][0]),
+                home / _weights_name(index[part][0]),
                 {name: pending(f"{part}.{name}", t, precision) for name, t in tensors.items()},
                 {"format": "pt"},
             )
-            fsops.write_json(folder / "config.json", _config(model, part))
+            fsops.write_json(home / "config.json", _config(model, part))
         elif kind in TOKENIZERS:
-            _write_tokenizer(model, part, folder)
+            _write_tokenizer(model, part, home)
         else:
             config = {"_class_name": kind, **model.config(part)}
-            fsops.write_json(folder / "scheduler_config.json", config)
-    fsops.write_json(out / INDEX, index)
-    return Written([out], counts)
+            fsops.write_json(home / "scheduler_config.json", config)
+    fsops.write_json(folder / INDEX, index)
+    return counts
 
 
 def _index(model: Model) -> dict[str, Any]:
