@@ -74,6 +74,7 @@ def run_matrix_case(
         work = train.Training(ask, draft, None)
         artifact = work.run()
     work.objective.eval()
+    bring_back(work.family, families.load(f"tiny:{name}", torch.float32))
     live = predict(work.family, "a [V01] dog")
 
     base = families.load(f"tiny:{name}", torch.float32)
@@ -88,6 +89,13 @@ def run_matrix_case(
     assert plain.isfinite().all()
     assert artifact.verify(deep=True) == []
     return artifact
+
+
+def bring_back(family: families.Family, base: families.Family) -> None:
+    """The frozen parts that training let go of once it had encoded all."""
+    family.vae = family.vae or base.vae
+    for stack, whole in zip(family.text, base.text, strict=True):
+        stack.encoder = stack.encoder or whole.encoder
 
 
 @pytest.mark.parametrize("negative", ["", "blurred"], ids=["plain", "negative"])
