@@ -24,7 +24,7 @@ IMPORTS = {
     "python": "pass",
     "dreamtune --help": "from dreamtune import cli; cli.run(['--help'])",
     "torch": "import torch",
-    "dreamtune train": "from dreamtune.stages import train; train._import_libraries()",
+    "dreamtune train": "from dreamtune.stages import training; training.import_libraries()",
     "dreamtune sample": "import dreamtune.sampling; from dreamtune.families import sd",
 }
 

@@ -23,17 +23,17 @@ TRAIN = ["train", "--base", "tiny:sd", "--steps", "6", "--batch", "2", "--varian
 TRAIN += ["--device", "cpu", "--name", "rex", "--rank", "2", "--preview-every", "3"]
 TRAIN += ["--checkpoint-every", "2"]
 ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-STAGE = "dreamtune.stages.train:"
+STAGES = "dreamtune.stages."
 # phase: what is called in it, how often before the signal, and the update that is saved
 PHASES: dict[str, tuple[str, int, int | None]] = {
-    "import": (STAGE + "_import_libraries", 0, None),
+    "import": (STAGES + "training:import_libraries", 0, None),
     "load": ("dreamtune.devices:load", 0, None),
-    "encode": ("dreamtune.stages.encode:Encoder.encode", 0, None),
-    "step": (STAGE + "Training._batches", 3, 3),
-    "rehearsal": (STAGE + "Training._rehearse_saving", 0, None),
-    "preview": (STAGE + "preview", 1, 3),
-    "checkpoint": (STAGE + "Training._checkpoint", 2, 4),
-    "export": (STAGE + "Training._describe", 0, 6),
+    "encode": (STAGES + "encode:Encoder.encode", 0, None),
+    "step": (STAGES + "lesson:Lessons.batches", 3, 3),
+    "rehearsal": (STAGES + "steps:Steps.rehearse_saving", 0, None),
+    "preview": (STAGES + "steps:preview", 1, 3),
+    "checkpoint": (STAGES + "steps:Steps.checkpoint", 2, 4),
+    "export": (STAGES + "result:describe", 0, 6),
 }
 
 
@@ -120,7 +120,7 @@ def test_a_signal_in_any_phase(phase: str, number: int, calm: Path, tmp_path: Pa
 def test_the_second_signal_ends_at_once_and_harms_nothing(calm: Path, tmp_path: Path) -> None:
     folder = world(calm, tmp_path)
     act = functools.partial(send, signal.SIGINT, 2)
-    place = STAGE + "Training._batches"
+    place = STAGES + "lesson:Lessons.batches"
     code = forked.run(TRAIN, folder, prepare=functools.partial(when_called, place, 5, act))
     assert code == -signal.SIGINT and steps(folder) == [2, 4]
     assert forked.run([*TRAIN, "--resume"], folder) == 0
@@ -131,8 +131,8 @@ def test_the_second_signal_ends_at_once_and_harms_nothing(calm: Path, tmp_path: 
 def test_usr1_saves_and_goes_on(calm: Path, tmp_path: Path) -> None:
     folder = world(calm, tmp_path)
     act = functools.partial(send, signal.SIGUSR1)
-    look = functools.partial(when_called, STAGE + "Training._describe", 0, keep_steps)
-    wish = functools.partial(when_called, STAGE + "Training._batches", 5, act)
+    look = functools.partial(when_called, STAGES + "result:describe", 0, keep_steps)
+    wish = functools.partial(when_called, STAGES + "lesson:Lessons.batches", 5, act)
     assert forked.run(TRAIN, folder, prepare=functools.partial(both, wish, look)) == 0
     assert (folder / "seen").read_text() == "[4, 5]"
     assert newest(folder).id == (calm / "id").read_text()
@@ -163,7 +163,7 @@ def test_a_terminal_that_closes(calm: Path, tmp_path: Path) -> None:
     """ssh is cut: SIGHUP, and stderr is no place to write to any more."""
     folder = world(calm, tmp_path)
     act = functools.partial(send, signal.SIGHUP)
-    hang_up = functools.partial(when_called, STAGE + "Training._batches", 3, act)
+    hang_up = functools.partial(when_called, STAGES + "lesson:Lessons.batches", 3, act)
     prepare = functools.partial(both, lost_terminal, hang_up)
     assert forked.run(TRAIN, folder, prepare=prepare) == 129
     assert steps(folder)[-1] == 3
@@ -181,7 +181,7 @@ def lost_terminal() -> None:
     leader, follower = os.openpty()
     os.dup2(follower, 2)
     os.environ["TERM"] = "xterm"
-    when_called(STAGE + "Training._batches", 2, functools.partial(os.close, leader))
+    when_called(STAGES + "lesson:Lessons.batches", 2, functools.partial(os.close, leader))
 
 
 def lost_reader() -> None:
