@@ -73,9 +73,10 @@ def run_matrix_case(
     with store.draft("adapter", ask.name, ask.key, ask.recipe, [prep.id], keep=True) as draft:
         work = train.Training(ask, draft, None)
         artifact = work.run()
-    work.objective.eval()
-    bring_back(work.family, families.load(f"tiny:{name}", torch.float32))
-    live = predict(work.family, "a [V01] dog")
+    learner = work.learner
+    learner.objective.eval()
+    bring_back(learner.family, families.load(f"tiny:{name}", torch.float32))
+    live = predict(learner.family, "a [V01] dog")
 
     base = families.load(f"tiny:{name}", torch.float32)
     plain = predict(base, "a dog")

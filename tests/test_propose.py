@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dreamtune.artifacts import Artifact
+from dreamtune.methods import lora
 from dreamtune.recipe import Chosen
 from dreamtune.settings import Train
 from dreamtune.stages import propose, sets
@@ -28,9 +29,35 @@ def test_updates_follow_the_photos(
     method: str, photos: int, batch: int, steps: int, make_prep: Callable[..., Artifact]
 ) -> None:
     chosen = Chosen(method, None)
-    filled = propose.fill(Train(batch=batch), chosen, [sets.whole(make_prep(photos=photos))])
+    filled, _ = propose.fill(Train(batch=batch), chosen, [sets.whole(make_prep(photos=photos))])
     assert filled.steps == steps
-    assert propose.fill(Train(steps=7), chosen, []).steps == 7
+    assert propose.fill(Train(steps=7), chosen, [])[0].steps == 7
+
+
+@pytest.mark.parametrize(
+    ("base", "photos", "rank", "why"),
+    [
+        ("tiny:sd", 5, 16, "rank 16: 5 photos (--rank)"),
+        ("tiny:sd", 24, 32, "rank 32: 24 photos (--rank)"),
+        ("sdxl", 120, 64, "rank 64: 120 photos (--rank)"),  # which is not fetched for that
+        ("mini", 24, 16, "rank 16: layers of mini are 64 wide (--rank)"),
+    ],
+)
+def test_the_rank_follows_photos_and_base(
+    base: str,
+    photos: int,
+    rank: int,
+    why: str,
+    make_prep: Callable[..., Artifact],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prepared = [sets.whole(make_prep(photos=photos))]
+    train = Train(base=base, steps=1)
+    _, chosen = propose.fill(train, Chosen("lora", lora.Options()), prepared)
+    assert chosen.options.rank == rank
+    assert why in capsys.readouterr().err
+    asked = Chosen("lora", lora.Options(rank=8))
+    assert propose.fill(train, asked, prepared)[1] == asked
 
 
 @pytest.mark.parametrize(

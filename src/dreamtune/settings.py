@@ -179,6 +179,19 @@ class Train:
         alias=("--pretrained-model-name-or-path",),
         help="Base model: a name of `dreamtune base list`, a path, or a hub id.",
     )
+    start: str | None = option(
+        None,
+        flag="--from",
+        alias=("--network-weights",),
+        help="Go on from this adapter: one of the store, or a LoRA file.",
+    )
+    replay: float = option(
+        0.3,
+        low=0,
+        below=1,
+        rare=True,
+        help="With --from: share of pictures that are photos which the adapter knows.",
+    )
     steps: int = option(
         0,
         low=0,

@@ -48,26 +48,25 @@ def run(
     from ..artifacts import Store, check_name
     from ..stages import convert
     from ..stages import train as stage
-    from ..stages.propose import fill
-    from ..stages.sets import find
 
     home = Store.open(store)
     if out:
         convert.check_file(out, force)
-    sets = find(home, photos or [])
+    plan = stage.plan(home, train, method, photos or [])
     ask = stage.Run(
         home,
-        sets,
-        fill(train, method, sets),
-        method,
-        check_name(name or "+".join(one.prep.name for one in sets)),
+        plan.sets,
+        plan.train,
+        plan.method,
+        check_name(name or plan.name),
+        origin=plan.origin,
         resume=resume,
         fresh=fresh,
         allow_drift=allow_drift,
         checkpoint_every=checkpoint_every,
     )
     if dry_run:
-        labels = ", ".join(one.prep.label for one in sets)
+        labels = ", ".join(one.prep.label for one in ask.sets)
         console.say(f"would train {ask.name} ({method.name}) on {labels}")
         size = train.batch * train.accumulation * processes.count()
         console.say(f"{ask.train.steps} updates of {size} pictures")

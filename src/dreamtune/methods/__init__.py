@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dreamtune.families import Family
+    from dreamtune.formats.lora import Adapter
 
 Weights = dict[str, tuple[dict[str, "Tensor"], dict[str, str]]]  # path -> tensors, metadata
 Files = dict[str, tuple[dict[str, "Tensor"], dict[str, str]] | dict[str, Any]]  # or a JSON object
@@ -49,6 +50,17 @@ def about(concepts: Sequence[Concept], facts: Facts) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Start:
+    """An adapter to go on from: updates by component and module (formats.lora), and by identifier
+    the rows of words, text encoder -> (vectors, dim).
+    """
+
+    name: str
+    adapter: Adapter
+    words: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
 class Group:
     """Parameters that share a learning rate."""
 
@@ -64,6 +76,8 @@ class Method(Protocol):
 
     learning_rate: float  # default peak rate
     is_word: bool  # optional: it changes no weights, so `load` is always told the weight 1
+    goes_on: bool  # optional: `attach` takes an adapter to start from; see Start
+    shape: tuple[str, ...]  # with goes_on: the options that such an adapter decides
     views: int  # times that a photo is seen, when the number of updates is not given
 
     def __init__(self, options: Any) -> None: ...
@@ -72,11 +86,18 @@ class Method(Protocol):
         """The parts that run in the loop, of {"denoiser", "text"}; the others are encoded once."""
 
     def attach(
-        self, family: Family, concepts: Sequence[Concept], seed: int, teacher: bool = False
+        self,
+        family: Family,
+        concepts: Sequence[Concept],
+        seed: int,
+        teacher: bool = False,
+        start: Start | None = None,
     ) -> None:
         """Bind the identifiers, freeze the base, insert what is trained (fp32).
 
         teacher: `teacher()` will be entered, so a method that changes the base keeps a copy.
+        start: an adapter to begin with, where the method `goes_on`; Usage when it does not fit the
+            base.
         """
 
     def teacher(self, family: Family) -> AbstractContextManager[None]:

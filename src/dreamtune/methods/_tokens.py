@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dreamtune.errors import Usage
-from dreamtune.methods import Concept, Files, Group
+from dreamtune.methods import Concept, Files, Group, Start
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,13 +75,34 @@ class Words:
 
 
 def begin(
-    family: Family, concepts: Sequence[Concept], word: str | None, vectors: int
+    family: Family,
+    concepts: Sequence[Concept],
+    word: str | None,
+    vectors: int,
+    start: Start | None = None,
 ) -> list[Rows]:
-    """Rows to start from, (vectors, dim) in fp32: those of `word`, else of the class word."""
+    """Rows to start from, (vectors, dim) in fp32: those that are known already, else those of
+    `word`, else of the class word.
+    """
+    known = start.words if start else {}
     return [
-        {stack.part: _begin(stack, word or concept.class_word, vectors) for stack in family.text}
+        _known(family, start, known[concept.identifier])
+        if start and concept.identifier in known
+        else {s.part: _begin(s, word or concept.class_word, vectors) for s in family.text}
         for concept in concepts
     ]
+
+
+def _known(family: Family, start: Start, rows: Rows) -> Rows:
+    """Rows of an adapter, when they are as wide as the base's; Usage otherwise."""
+    widths = {s.part: s.encoder.get_input_embeddings().weight.shape[1] for s in family.text}
+    if {part: row.shape[1] for part, row in rows.items()} != widths:
+        raise Usage(
+            f"{start.name} does not fit the base {family.base}",
+            why=f"its words are for {', '.join(sorted(rows))} of other widths",
+            fix="use the base it is for",
+        )
+    return {part: row.float().clone() for part, row in rows.items()}
 
 
 def _begin(stack: TextStack, word: str, vectors: int) -> Tensor:

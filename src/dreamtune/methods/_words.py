@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def bind(family: Family, concepts: Sequence[Concept]) -> None:
-    """Let every tokenizer choose a reserved or rare word for each identifier."""
+    """Let every tokenizer choose a reserved or rare word for each identifier that has none."""
     from dreamtune.families import _text
 
+    bind_again(family, concepts)
     for concept in concepts:
         _text.bind(family.text, concept.identifier)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dreamtune.errors import Usage
-from dreamtune.methods import Concept, Facts, Files, Weights, _options, _tokens, about
+from dreamtune.methods import Concept, Facts, Files, Start, Weights, _options, _tokens, about
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dreamtune.families import Family
+    from dreamtune.formats.lora import Adapter
     from dreamtune.methods import Group
 
 
@@ -27,7 +30,8 @@ class Options:
 class Method:
     """New tokens in each text encoder; these run in the loop, so captions are not cached."""
 
-    is_word = True
+    is_word = goes_on = True
+    shape = ("vectors",)
     learning_rate = _tokens.LEARNING_RATE
     views = 200
 
@@ -37,13 +41,23 @@ class Method:
     def live(self) -> set[str]:
         return {"denoiser", "text"}
 
+    @staticmethod
+    def shape_of(adapter: Adapter, words: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]:
+        """The options that a file of any program decides."""
+        return {"vectors": len(next(iter(next(iter(words.values())).values())))}
+
     def attach(
-        self, family: Family, concepts: Sequence[Concept], seed: int, teacher: bool = False
+        self,
+        family: Family,
+        concepts: Sequence[Concept],
+        seed: int,
+        teacher: bool = False,
+        start: Start | None = None,
     ) -> None:
         """Add the tokens to every tokenizer, their rows a trainable fp32 parameter."""
         options = self.options
         family.denoiser.requires_grad_(False)
-        rows = _tokens.begin(family, concepts, options.init_word, options.vectors)
+        rows = _tokens.begin(family, concepts, options.init_word, options.vectors, start)
         self._words = _tokens.Words(family, concepts, rows, options.keep_norm)
 
     def teacher(self, family: Family) -> AbstractContextManager[None]:

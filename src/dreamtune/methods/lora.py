@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreamtune import console
 from dreamtune.methods import (
@@ -20,8 +20,10 @@ from dreamtune.methods import (
     Facts,
     Files,
     Group,
+    Start,
     Weights,
     _options,
+    _peft,
     _targets,
     _thaw,
     _tokens,
@@ -31,10 +33,14 @@ from dreamtune.methods import (
 from dreamtune.settings import option
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from dreamtune.families import Family
+    from dreamtune.formats.lora import Adapter
 
+    Words = Mapping[str, Mapping[str, Tensor]]
+
+USUAL_RANK = 16
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -42,7 +48,9 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 class Options:
     """W + alpha / rank * up @ down, for each targeted module."""
 
-    rank: int = option(16, low=1, high=1024, help="Rank of the update; 4 to 128 are usual.")
+    rank: int | None = option(
+        None, low=1, high=1024, help="Rank of the update; 4 to 128 are usual. [by the photos]"
+    )
     alpha: float | None = option(
         None, above=0, alias=("--network-alpha",), help="The scale is alpha / rank. [the rank]"
     )
@@ -84,6 +92,21 @@ class Method:
 
     learning_rate = 1e-4
     views = 100
+    goes_on = True
+    shape: tuple[str, ...] = ("rank", "alpha", "rslora", "dora", "targets", "blocks", "train_text")
+    shape += ("train_token", "vectors")
+
+    @staticmethod
+    def shape_of(adapter: Adapter, words: Words) -> dict[str, Any]:
+        """The options that a file of any program decides; its modules are what they are."""
+        updates = [update for modules in adapter.values() for update in modules.values()]
+        largest = max(updates, key=lambda update: update.rank)
+        found: dict[str, Any] = {"rank": largest.rank, "alpha": largest.alpha, "rslora": False}
+        found["dora"] = any(update.magnitude is not None for update in updates)
+        found["train_text"] = any(part.startswith("text") for part in adapter)
+        if words:
+            found["vectors"] = len(next(iter(next(iter(words.values())).values())))
+        return {**found, "train_token": bool(words)}
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -94,9 +117,16 @@ class Method:
         return {"denoiser", "text"} if with_text else {"denoiser"}
 
     def attach(
-        self, family: Family, concepts: Sequence[Concept], seed: int, teacher: bool = False
+        self,
+        family: Family,
+        concepts: Sequence[Concept],
+        seed: int,
+        teacher: bool = False,
+        start: Start | None = None,
     ) -> None:
-        """Insert zero-initialised updates, so that step 0 is the base itself."""
+        """Insert zero-initialised updates, so that step 0 is the base itself; or those of `start`,
+        on the modules that it has.
+        """
         import torch
 
         from dreamtune.draws import seed_of
@@ -104,45 +134,52 @@ class Method:
         options, denoiser = self.options, family.denoiser
         denoiser.requires_grad_(False)
         torch.manual_seed(seed_of(seed, "lora"))
-        paths = _targets.choose(denoiser, family.lora_targets, options.targets, options.blocks)
-        self._denoiser = self._inject(denoiser, paths)
-        self._models, self._text = {family.denoiser_name: denoiser}, {}
-        for stack in _words.clip_stacks(family) if options.train_text else ():
-            self._text[stack.name] = self._inject(stack.encoder, TEXT_TARGETS)
-            self._models[stack.name] = stack.encoder
+        encoders = _words.clip_stacks(family) if options.train_text else []
+        self._models = {family.denoiser_name: denoiser, **{s.name: s.encoder for s in encoders}}
+        if start:
+            parts = _peft.begin(start, self._models, family.base, options.dropout)
+        else:
+            presets = family.lora_targets
+            paths = _targets.choose(denoiser, presets, options.targets, options.blocks)
+            targets = {family.denoiser_name: paths}
+            parts = {
+                name: self._inject(model, targets.get(name, TEXT_TARGETS))
+                for name, model in self._models.items()
+            }
+        self._denoiser = parts.pop(family.denoiser_name)
+        self._text = parts
         if options.train_token:
-            rows = _tokens.begin(family, concepts, options.init_word, options.vectors)
+            rows = _tokens.begin(family, concepts, options.init_word, options.vectors, start)
             self._words = _tokens.Words(family, concepts, rows, options.keep_norm)
         else:
             _words.bind(family, concepts)
-        console.say(f"LoRA on {len(paths)} modules of the denoiser, {self._scale()}")
+        count = sum("lora_A" in name for name in self._denoiser)
+        console.say(f"LoRA on {count} modules of the denoiser, {self._scale()}")
 
     def _inject(self, model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Parameter]:
         """PEFT's layers in a model; their parameters, in fp32."""
-        from peft import LoraConfig, inject_adapter_in_model
-
         options = self.options
-        config = LoraConfig(
-            r=options.rank,
-            lora_alpha=options.alpha or options.rank,
+        return _peft.inject(
+            model,
+            targets,
+            r=self._rank,
+            lora_alpha=options.alpha or self._rank,
             lora_dropout=options.dropout,
             use_rslora=options.rslora,
             use_dora=options.dora,
-            target_modules=list(targets),
         )
-        inject_adapter_in_model(config, model)
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        for p in trainable.values():
-            p.data = p.data.float()
-        return trainable
+
+    @property
+    def _rank(self) -> int:
+        return self.options.rank or USUAL_RANK
 
     def _scale(self) -> str:
         """How strong an update is, which is what alpha is about."""
-        options = self.options
-        alpha, root = options.alpha or options.rank, options.rslora
-        scale = alpha / (math.sqrt(options.rank) if root else options.rank)
+        rank, root = self._rank, self.options.rslora
+        alpha = self.options.alpha or rank
+        scale = alpha / (math.sqrt(rank) if root else rank)
         below = "sqrt(rank)" if root else "rank"
-        return f"rank {options.rank}, alpha {alpha:g}: scale {scale:.4g} (alpha / {below})"
+        return f"rank {rank}, alpha {alpha:g}: scale {scale:.4g} (alpha / {below})"
 
     @contextmanager
     def teacher(self, family: Family) -> Iterator[None]:

@@ -198,6 +198,8 @@ def _owner(store: Store, identifier: str, prompt: str, adapters: list[Known]) ->
         )
     said = [(a, words) for a, words in fits if f"{identifier} {words[identifier]}" in prompt]
     fits = said or fits
+    gone_on_from = {parent for artifact, _ in fits for parent in artifact.parents}
+    fits = [(a, words) for a, words in fits if a.id not in gone_on_from]
     names = {a.name for a, _ in fits}
     if len(names) > 1:
         raise _ambiguous(identifier, [a for a, _ in fits])

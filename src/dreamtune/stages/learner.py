@@ -61,7 +61,11 @@ class Learner:
         ask, train = self.ask, self.train
         module = plugins.load(recipe.METHODS, ask.method.name)
         self.method: Method = module.Method(ask.method.options)
-        self.method.attach(self.family, ask.concepts, train.seed, train.prior == "teacher")
+        taught = train.prior == "teacher"
+        more: dict[str, Any] = {}
+        if ask.origin:
+            more["start"] = ask.origin.start(self.family, ask.concepts)
+        self.method.attach(self.family, ask.concepts, train.seed, taught, **more)
         if train.gradient_checkpointing:
             devices.save_memory(self.family, self.method.live())
         self.concepts = [self._bound(concept) for concept in ask.concepts]

@@ -21,7 +21,8 @@ MOST = 10_000  # repeats
 @dataclass(frozen=True)
 class PhotoSet:
     """A prep artifact in a run. weight: of its errors; repeats: times a photo is shown for once
-    elsewhere; identifier: what its captions say instead of their own.
+    elsewhere; identifier: what its captions say instead of their own; replay: it is known already;
+    without: the SHA-256 of photos that are left out.
     """
 
     prep: Artifact
@@ -29,6 +30,8 @@ class PhotoSet:
     class_word: str
     weight: float = 1.0
     repeats: int = 1
+    replay: bool = False
+    without: frozenset[str] = frozenset()
 
     def record(self) -> dict[str, Any]:
         """What the run's recipe says of it; the photos themselves are known by the parent's id."""
@@ -46,6 +49,7 @@ class PhotoSet:
                 weight=sample.weight * self.weight,
             )
             for sample in dataset.read(self.prep.path)
+            if sample.sha256 not in self.without
         ]
 
 

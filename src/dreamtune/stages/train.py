@@ -15,7 +15,8 @@ from dreamtune.bases.overrides import Overrides, override
 from dreamtune.errors import Usage
 from dreamtune.methods import Concept
 from dreamtune.settings import Train
-from dreamtune.stages import classes, resume
+from dreamtune.stages import classes, origin, propose, resume, sets
+from dreamtune.stages.origin import Origin
 from dreamtune.stages.sets import PhotoSet
 from dreamtune.stages.training import Training
 
@@ -32,6 +33,7 @@ class Run:
     method: recipe.Chosen
     name: str
     classes: Sequence[Artifact] = ()
+    origin: Origin | None = None
     resume: bool = False
     fresh: bool = False
     allow_drift: bool = False
@@ -50,6 +52,7 @@ class Run:
             "base_hash": self.base.fingerprint(),
             "processes": processes.count(),
             "train": {**dataclasses.asdict(self.train), **bases.named(self.base)},
+            "start": self.origin.fingerprint if self.origin else None,
             "method": {"name": self.method.name, **dataclasses.asdict(self.method.options)},
         }
 
@@ -59,13 +62,45 @@ class Run:
 
     @property
     def parents(self) -> list[str]:
-        return [*(one.prep.id for one in self.sets), *(images.id for images in self.classes)]
+        made_from = [*(one.prep for one in self.sets), *self.classes]
+        return [*(one.id for one in made_from), *(self.origin.parents if self.origin else ())]
 
     @property
     def concepts(self) -> list[Concept]:
-        """What is learned, each once."""
+        """What is learned, each once, and what the adapter knows that it goes on from."""
+        old = {c.identifier: c for c in self.origin.concepts} if self.origin else {}
         words = {one.identifier: one.class_word for one in self.sets}
-        return [Concept(name, word, self.name) for name, word in words.items()]
+        words |= {name: c.class_word for name, c in old.items() if name not in words}
+        bindings = {name: c.bindings for name, c in old.items()}
+        return [Concept(name, w, self.name, bindings.get(name, [])) for name, w in words.items()]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, with what its photos and the adapter it goes on from decide."""
+
+    sets: Sequence[PhotoSet]
+    train: Train
+    method: recipe.Chosen
+    origin: Origin | None
+
+    @property
+    def name(self) -> str:
+        """Of the adapter: those of its photos, after that of what it goes on from."""
+        before = self.origin.names if self.origin else []
+        own = [one.prep.name for one in self.sets if not one.replay]
+        return "+".join(dict.fromkeys([*before, *own]) if before else own)
+
+
+def plan(store: Store, train: Train, method: recipe.Chosen, refs: Sequence[str]) -> Plan:
+    """Photos by reference, and settings filled in."""
+    found, start = sets.find(store, refs), origin.find(store, train)
+    if start:
+        train, method = origin.settle(start, train, method)
+        found = origin.renamed(start, found, refs)
+        found = origin.replayed(found, start.photos(store), train.replay)
+    train, method = propose.fill(train, method, found)
+    return Plan(found, train, method, start)
 
 
 def run(ask: Run) -> Artifact:
