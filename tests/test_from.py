@@ -18,6 +18,7 @@ from dreamtune.recipe import Chosen
 from dreamtune.settings import Train
 from dreamtune.stages import origin, sets
 from dreamtune.stages import train as stage
+from dreamtune.stages.trained import Trained
 from tests import forked, untrained
 from tests.test_matrix import predict
 
@@ -72,10 +73,8 @@ def test_step_0_is_the_adapter(
     made.attach(family, ask.concepts, 0, False, plan.origin.start(family, ask.concepts))
     assert sum(len(group.parameters) for group in made.groups())
 
-    from dreamtune.stages.adapters import Adapter, put_in
-
     sampled = families.load(f"tiny:{base}", torch.float32)
-    put_in(sampled, Adapter(before))
+    Trained(before).put_in(sampled)
     ours, theirs = (predict(f, "a [V01] dog") for f in (family, sampled))
     plain = predict(families.load(f"tiny:{base}", torch.float32), "a dog")
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)

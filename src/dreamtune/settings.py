@@ -247,7 +247,11 @@ class Train:
         rare=True,
         help="Where the average is kept; the CPU saves GPU memory and costs time.",
     )
-    loss: str = option("l2", choices=("l2", "huber"), help="How errors are measured.")
+    loss: str = option(
+        "l2",
+        choices=("l2", "huber", "perceptual"),
+        help="How errors are measured; perceptual is partly by how the picture looks.",
+    )
     min_snr_gamma: float | None = option(
         None,
         above=0,

@@ -10,11 +10,13 @@ and uses ReLU6.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SIDE = 224
@@ -62,14 +64,31 @@ class Tower:
         with torch.inference_mode():
             x = pixels.permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0)
             x = x.contiguous(memory_format=torch.channels_last)  # (B, 3, 224, 224)
-            x = self._conv("conv_stem", x, stride=2)  # (B, 32, 112, 112)
-            for stage, (repeats, _, stride, expansion) in enumerate(STAGES):
-                for index in range(repeats):
-                    x = self._block(
-                        f"blocks.{stage}.{index}", x, expansion, stride if index == 0 else 1
-                    )
+            *_, x = self._stages(x)
             x = self._conv("conv_head", x)  # (B, 1280, 7, 7)
             return x.permute(0, 2, 3, 1)
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """fp32 pixels (B, 3, H, W) in [-1, 1] -> the last map of each size, from H / 2 to H / 32.
+
+        Gradients pass.
+        """
+        found = list(self._stages(pixels))
+        return [x for x, y in pairwise(found) if y.shape[-1] < x.shape[-1]] + found[-1:]
+
+    def to(self, device: torch.device) -> Tower:
+        """Itself, with its weights on a device."""
+        self._convs = {n: (w.to(device), b.to(device)) for n, (w, b) in self._convs.items()}
+        return self
+
+    def _stages(self, x: Tensor) -> Iterator[Tensor]:
+        """The picture after each stage."""
+        x = self._conv("conv_stem", x, stride=2)  # (B, 32, 112, 112)
+        for stage, (repeats, _, stride, expansion) in enumerate(STAGES):
+            for index in range(repeats):
+                name = f"blocks.{stage}.{index}"
+                x = self._block(name, x, expansion, stride if index == 0 else 1)
+            yield x
 
     def _block(self, name: str, x: Tensor, expansion: int, stride: int) -> Tensor:
         """Expand, filter each channel, project; a skip where the shape allows it."""

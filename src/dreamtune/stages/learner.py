@@ -106,15 +106,17 @@ class Learner:
         """
         from accelerate.utils import DistributedDataParallelKwargs
 
-        from dreamtune import losses
+        from dreamtune import losses, perceptual
         from dreamtune.objective import Objective
 
+        looks = self.train.loss == "perceptual"
         objective = Objective(
             self.family,
             self.method.live(),
-            getattr(losses, self.train.loss),
+            losses.l2 if looks else getattr(losses, self.train.loss),
             functools.partial(self.method.teacher, self.family),
             self._weighting(),
+            perceptual.load(self.accelerator.device) if looks else None,
         )
         optimizer = optimizers.make(self.train.optimizer, self._groups())
         # Layers that are frozen for a time, or whose output nobody reads, get no gradient.

@@ -128,9 +128,8 @@ def find(store: Store, train: Train) -> Origin | None:
     """The adapter that `train.start` names, if any; on which base it is said when it is its own."""
     if not train.start:
         return None
-    path = Path(train.start).expanduser()
-    if path.exists() and not (path / sources.FACTS).is_file():
-        return Origin(sources.find(store, train.start, _blocks(train.base)), file=path)
+    if path := sources.file_of(train.start):
+        return Origin(sources.of_file(path, _blocks(train.base)), file=path)
     artifact = store.resolve(train.start, "adapter")
     return Origin(sources.find(store, str(artifact.path)), artifact)
 
