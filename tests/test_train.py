@@ -79,6 +79,29 @@ def test_a_dry_run_changes_nothing(folder: Path) -> None:
     assert "4 updates of 2 pictures" in (folder / "stderr").read_text()
 
 
+def test_a_tracker_is_told_of_every_update(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert forked.run([*TINY, "--tracker", "tensorboard"], folder) == 0
+    artifact = newest(folder)
+    (run,) = (folder / "runs").iterdir()
+    assert run.name.startswith("dog-")
+    events = EventAccumulator(str(run)).Reload()
+    log = [json.loads(line) for line in (artifact.path / "log.jsonl").read_text().splitlines()]
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(row["step"], pytest.approx(row["loss"])) for row in log]
+    assert forked.run(TINY, folder) == 0  # it is no part of what decides the result
+    assert newest(folder).id == artifact.id and "up to date" in (folder / "stderr").read_text()
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_tracker_that_breaks_does_not_end_a_run(kind: str, folder: Path) -> None:
+    (folder / "runs").write_text("a file is in its way")
+    assert forked.run([*TINY, "--tracker", kind], folder) == 0, (folder / "stderr").read_text()
+    assert (folder / "stderr").read_text().count(f"{kind} shows nothing") == 1
+    assert newest(folder).files
+
+
 def test_a_changed_photo_stops_the_run_before_step_one(folder: Path) -> None:
     photo = next(folder.glob("artifacts/prep/dog/v001/images/*.png"))
     data = bytearray(photo.read_bytes())

@@ -299,13 +299,27 @@ class Train:
         (0.7, 1.0), above=0, high=1, flag=None, help="Share of the photo that a crop covers."
     )
     jitter: float = option(
-        0.2, low=0, below=1, help="Strength of brightness, contrast and saturation changes."
+        0.2,
+        low=0,
+        below=1,
+        rare=True,
+        help="Strength of brightness, contrast and saturation changes.",
     )
     caption_dropout: float = option(
         0.0, low=0, below=1, help="Share of pictures that are shown without their caption."
     )
     noise_offset: float = option(
         0.0, low=0, high=1, rare=True, help="Noise that is even over the picture; 0.1 is usual."
+    )
+    tracker: str | None = option(
+        None,
+        choices=("tensorboard", "wandb"),
+        alias=("--report-to", "--log-with"),
+        rare=True,
+        help="Where losses are shown while it runs.",
+    )
+    tracker_dir: str = option(
+        "runs", alias=("--logging-dir",), rare=True, help="Folder of the tracker's files."
     )
     timesteps: str | None = option(
         None,

@@ -17,6 +17,7 @@ def text_learning_rate() -> Any:
         above=0,
         high=10,
         alias=("--text-encoder-lr",),
+        rare=True,
         help="Peak rate of the text encoders. [--learning-rate]",
     )
 
@@ -24,6 +25,7 @@ def text_learning_rate() -> Any:
 def unfreeze() -> Any:
     return option(
         None,
+        rare=True,
         help="Text layers from the last one on: 3:all@0.5 is three, and all from half of the run.",
     )
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from dreamtune.errors import NonFinite
 if TYPE_CHECKING:
     from dreamtune.loop import Step
 
+Row = dict[str, Any]
 FLUSH = 10  # updates that are written at once, since each time waits for the disk
 LATE = 2  # updates after which a loss is looked at: by then a GPU has it, and is not waited for
 
@@ -24,13 +25,18 @@ class Log:
     """A line an update. Values stay on the device until some are due."""
 
     def __init__(
-        self, path: Path | None, start: int, showed: Callable[[int], str] = lambda step: "?"
+        self,
+        path: Path | None,
+        start: int,
+        showed: Callable[[int], str] = lambda step: "?",
+        tell: Callable[[Sequence[Row]], None] | None = None,
     ) -> None:
         """`start`: updates done; what an interrupted run logged after them is dropped.
 
-        path: None in a process that only watches; showed: names the photos of an update.
+        path: None in a process that only watches; showed: names the photos of an update; tell:
+        whom else, of lines as they are written.
         """
-        self.path, self.showed = path, showed
+        self.path, self.showed, self._tell = path, showed, tell
         self.waiting: list[Step] = []
         self.shown: dict[str, float] = {}
         if path is None:
@@ -57,6 +63,8 @@ class Log:
             self.shown = {"loss": sound[-1]["loss"]}
             if self.path:
                 fsops.append_line(self.path, "\n".join(json.dumps(row) for row in sound))
+            if self._tell:
+                self._tell(sound)
         if len(sound) < len(rows):
             bad = rows[len(sound)]
             raise NonFinite(
@@ -66,7 +74,7 @@ class Log:
             )
 
 
-def _row(step: Step) -> dict[str, Any]:
+def _row(step: Step) -> Row:
     """A line of the log; a norm that is infinite, as under fp16's loss scale, is null."""
     norm = float(step.gradient_norm)
     return {

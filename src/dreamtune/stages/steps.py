@@ -14,6 +14,7 @@ from dreamtune.stages import result
 from dreamtune.stages.log import Log
 from dreamtune.stages.preview import preview
 from dreamtune.stages.signals import Heard, Wishes
+from dreamtune.stages.tracker import Tracker
 
 if TYPE_CHECKING:
     from dreamtune.stages.learner import Learner
@@ -29,6 +30,10 @@ class Steps:
     def __init__(self, ask: Run, learner: Learner, lessons: Lessons, folder: Path | None) -> None:
         self.ask, self.train = ask, ask.train
         self.learner, self.lessons, self.folder = learner, lessons, folder
+        name = f"{ask.name}-{ask.key[:8]}"
+        self.tracker = Tracker(
+            ask.train.tracker if folder else None, Path(ask.train.tracker_dir), name
+        )
 
     def run(self, checkpoint: Path | None, wishes: Wishes) -> float | None:
         """Updates to the end; saves on the way and on a signal. The last loss."""
@@ -36,7 +41,8 @@ class Steps:
 
         train, learner = self.train, self.learner
         start = self._restore(checkpoint) if checkpoint else 0
-        log = Log(self.folder / "log.jsonl" if self.folder else None, start, self.lessons.showed)
+        path = self.folder / "log.jsonl" if self.folder else None
+        log = Log(path, start, self.lessons.showed, self.tracker.log)
         heard = Heard(wishes, learner.accelerator)
         learner.objective.train()
         steps = loop.train(
@@ -69,6 +75,7 @@ class Steps:
                     if wished.end:
                         raise self._interrupted(wished.end, n)
         log.flush()
+        self.tracker.end()
         return log.shown.get("loss")
 
     def _restore(self, checkpoint: Path) -> int:
@@ -79,6 +86,7 @@ class Steps:
         return start
 
     def _interrupted(self, number: int, step: int) -> Interrupted:
+        self.tracker.end()
         processes.wait()  # for the first, which saves
         return Interrupted(
             number,

@@ -46,12 +46,15 @@ class Run:
     @functools.cached_property
     def recipe(self) -> dict[str, Any]:
         """All that decides the result, the base's weights included."""
+        settings = dataclasses.asdict(self.train)
+        for shown in ("tracker", "tracker_dir"):
+            del settings[shown]
         return {
             "name": self.name,
             "photos": [one.record() for one in self.sets],
             "base_hash": self.base.fingerprint(),
             "processes": processes.count(),
-            "train": {**dataclasses.asdict(self.train), **bases.named(self.base)},
+            "train": {**settings, **bases.named(self.base)},
             "start": self.origin.fingerprint if self.origin else None,
             "method": {"name": self.method.name, **dataclasses.asdict(self.method.options)},
         }

@@ -1,0 +1,278 @@
+"""The methods and options side by side on `mini`: the same subjects, the same training time.
+
+    python -m tools.mini.compare --work DIR                # all 60 held-out subjects
+    python -m tools.mini.compare --work DIR --minutes 25   # as many as fit
+    python -m tools.mini.compare --work DIR --report       # what has been measured so far
+
+A run that was cut off goes on where it was. Subjects, prompts and judge are those of `joint`. Each arm trains for the same processor time, by a
+rate of updates that is measured once; the results are lines of a file. For each arm: subject, background and both (joint success), the likeness (cosine of
+features to the subject's), and its difference from plain LoRA with a 95 % interval over subjects.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dreamtune import bases
+from dreamtune.artifacts import Artifact, Store
+from dreamtune.recipe import Chosen, method_options
+from dreamtune.settings import Prep, Sample, Train
+from dreamtune.stages import prep as prep_stage
+from dreamtune.stages import sample as sample_stage
+from dreamtune.stages import sets
+from dreamtune.stages import train as train_stage
+from dreamtune.stages.trained import Trained
+from tools.mini.evaluate import share
+from tools.mini.joint import IDENTIFIER, Judge, Subject, choose
+from tools.mini.sampling import GUIDANCE
+from tools.mini.settings import SETTINGS
+from tools.mini.words import STYLES
+
+LORA = {"rank": 16, "targets": ("all",)}
+BASELINE = "lora"
+# Named before anything was measured: the four methods, then options of LoRA. (Training the token
+# with a LoRA is pivotal tuning, so that the fifth option is the fourth method.)
+ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    BASELINE: ("lora", LORA, {"learning_rate": 1e-3}),
+    "dreambooth": ("dreambooth", {}, {}),
+    "embedding": ("embedding", {}, {}),
+    "pivotal (train the token)": ("lora", LORA | {"train_token": True}, {"learning_rate": 1e-3}),
+    "prior (teacher)": ("lora", LORA, {"learning_rate": 1e-3, "prior": "teacher"}),
+    "perceptual": ("lora", LORA, {"learning_rate": 1e-3, "loss": "perceptual"}),
+    "min-SNR 5": ("lora", LORA, {"learning_rate": 1e-3, "min_snr_gamma": 5.0}),
+    "unfreezing 2:all@0.5": (
+        "lora",
+        LORA | {"train_text": True, "unfreeze": "2:all@0.5"},
+        {"learning_rate": 1e-3},
+    ),
+}
+CONTROLS = ("base, the subject's name", "base, its twin's name", "another's adapter", "training")
+BATCH = 4
+CALIBRATION = (4, 16)  # updates of the two runs whose difference is the time of an update
+SHORTEST = 8
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every line of one comparison shares."""
+
+    setting: str
+    base: str  # fingerprint
+    seconds: float
+    count: int
+    guidance: float
+    views: int
+
+
+class Results:
+    """A line for each subject and arm, in a file that is only appended to."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path, self.plan = path, dataclasses.asdict(plan)
+        text = path.read_text() if path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        self.lines = [line for line in lines if line["plan"] == self.plan]
+
+    def find(self, subject: str, arm: str) -> Line | None:
+        found = (x for x in self.lines if (x["subject"], x["arm"]) == (subject, arm))
+        return next(found, None)
+
+    def add(self, line: Line) -> None:
+        self.lines.append({**line, "plan": self.plan})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.lines[-1]) + "\n")
+
+
+class Bench:
+    """dreamtune in a store that lasts as long as one subject's arms are compared."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan, self.store = folder, plan, Store.open(folder / "store")
+
+    def prepare(self, subject: Subject) -> Artifact:
+        photos = self.folder / subject.name
+        photos.mkdir()
+        for number, pixels in enumerate(subject.pictures):
+            Image.fromarray(pixels).save(photos / f"{number}.png")
+        word = subject.concept.category
+        options = Prep(class_word=word, threshold="0", keep_duplicates=True, workers=1)
+        prepared, _ = prep_stage.run(photos, options, self.store, subject.name)
+        assert prepared is not None
+        return prepared
+
+    def learn(self, prepared: Artifact, arm: str, steps: int) -> tuple[Artifact, float]:
+        """The adapter, and the processor seconds of its updates and what comes before."""
+        method, options, changes = ARMS[arm]
+        train = Train(base="mini", steps=steps, batch=BATCH, device="cpu", **changes)
+        chosen = Chosen(method, method_options()[method](**options))
+        name = f"{prepared.name}-{method}"
+        started = time.process_time()
+        ask = train_stage.Run(self.store, [sets.whole(prepared)], train, chosen, name)
+        return train_stage.run(ask), time.process_time() - started
+
+    def steps(self, prepared: Artifact) -> dict[str, int]:
+        """Updates that fill the seconds, by arm: by the difference of two short runs."""
+        found = {}
+        for arm in ARMS:
+            few, many = (self.learn(prepared, arm, count)[1] for count in CALIBRATION)
+            update = max((many - few) / (CALIBRATION[1] - CALIBRATION[0]), 1e-4)
+            found[arm] = max(SHORTEST, round(self.plan.seconds / update))
+        return found
+
+    def pictures(self, prompts: Sequence[str], adapter: Artifact | None) -> np.ndarray:
+        """`count` pictures of each prompt: (N, H, W, 3) uint8."""
+        sample = Sample(base="mini", count=self.plan.count, guidance=self.plan.guidance)
+        used = [Trained(adapter)] if adapter else []
+        made = sample_stage.run(sample_stage.Run(self.store, prompts, used, sample))
+        files = [made.path / line["file"] for line in made.read_json("samples.json")]
+        return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+
+
+def verdict(judging: Judge, subject: Subject, pictures: np.ndarray) -> Line:
+    """What one arm's pictures of a subject show."""
+    own = judging.references.number[subject.concept.code]
+    style = judging.references.styles == list(STYLES).index(subject.style)
+    here = style & (judging.references.codes == own)
+    likeness = judging.features(pictures) @ judging.references.bank[here].T
+    verdicts = judging.verdicts(subject, pictures)
+    return {"verdicts": verdicts, "likeness": [round(float(x), 4) for x in likeness[:, 0]]}
+
+
+def measure(
+    subjects: Sequence[Subject], judging: Judge, results: Results, plan: Plan, until: float
+) -> None:
+    """All arms of subject after subject, until the time is up."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), plan)
+        other: Artifact | None = None
+        steps: dict[str, int] = {}
+        for number, subject in enumerate(subjects):
+            wanted = [arm for arm in (*ARMS, *CONTROLS) if not results.find(subject.name, arm)]
+            if not wanted:
+                continue
+            prepared = bench.prepare(subject)
+            steps = steps or _steps(results, bench, prepared)
+            adapters = {BASELINE: other} if other else {}
+            for arm in wanted:
+                if time.monotonic() > until:
+                    return
+                line = {"subject": subject.name, "arm": arm, "steps": steps.get(arm, 0)}
+                made, seconds = _made(bench, subject, judging, arm, prepared, steps, adapters)
+                if made is not None:
+                    seen = verdict(judging, subject, made)
+                    results.add({**line, "seconds": round(seconds, 2), **seen})
+            other = adapters.get(BASELINE, other)
+            print(f"{number + 1} of {len(subjects)}: {subject.name}", flush=True)
+
+
+def _steps(results: Results, bench: Bench, prepared: Artifact) -> dict[str, int]:
+    """As measured before, where it was."""
+    known = {line["arm"]: line["steps"] for line in results.lines if line["arm"] in ARMS}
+    return known if known.keys() == ARMS.keys() else bench.steps(prepared) | known
+
+
+def _made(
+    bench: Bench,
+    subject: Subject,
+    judging: Judge,
+    arm: str,
+    prepared: Artifact,
+    steps: dict[str, int],
+    adapters: dict[str, Artifact],
+) -> tuple[np.ndarray | None, float]:
+    """The pictures of an arm or control, and the seconds of its training."""
+    style = STYLES[subject.style][0]
+    personal = subject.prompts(f"{style} {IDENTIFIER} {subject.concept.category}")
+    if arm == "training":
+        return np.concatenate([subject.pictures] * len(subject.colours)), 0.0
+    if arm == "base, the subject's name":
+        return bench.pictures(subject.prompts(f"{style} {subject.concept.names[0]}"), None), 0.0
+    if arm == "base, its twin's name":
+        twin = judging.twin(subject).names[0]
+        return bench.pictures(subject.prompts(f"{style} {twin}"), None), 0.0
+    if arm == "another's adapter":
+        other = adapters.get("other")
+        return (bench.pictures(personal, other) if other else None), 0.0
+    adapter, seconds = bench.learn(prepared, arm, steps[arm])
+    if arm == BASELINE:
+        if BASELINE in adapters:
+            adapters["other"] = adapters[BASELINE]
+        adapters[BASELINE] = adapter
+    return bench.pictures(personal, adapter), seconds
+
+
+def report(results: Results) -> Iterator[str]:
+    """A row for each arm, and its paired difference from the baseline."""
+    plain = {x["subject"]: x for x in results.lines if x["arm"] == BASELINE}
+    for arm in (*ARMS, *CONTROLS):
+        lines = [line for line in results.lines if line["arm"] == arm]
+        if not lines:
+            continue
+        verdicts = torch.tensor([v for line in lines for v in line["verdicts"]])
+        subject, ground = verdicts.bool().T
+        likeness = np.mean([np.mean(line["likeness"]) for line in lines])
+        row = f"{arm}: {len(lines)} subjects, {lines[0]['steps']} updates; subject {share(subject)}"
+        row += f", background {share(ground)}, both {share(subject & ground)}"
+        row += f", likeness {likeness:.3f}"
+        pairs = [(line, plain[line["subject"]]) for line in lines if line["subject"] in plain]
+        if arm in ARMS and arm != BASELINE and len(pairs) > 1:
+            row += "; against lora: " + ", ".join(
+                f"{name} {interval([of(a) - of(b) for a, b in pairs])}"
+                for name, of in (("both", _both), ("likeness", _likeness))
+            )
+        yield row
+
+
+def _both(line: Line) -> float:
+    return float(np.mean([a and b for a, b in line["verdicts"]]))
+
+
+def _likeness(line: Line) -> float:
+    return float(np.mean(line["likeness"]))
+
+
+def interval(differences: Sequence[float]) -> str:
+    """Mean and 95 % interval over subjects, by the bootstrap."""
+    values = np.array(differences)
+    drawn = np.random.default_rng(0).integers(0, len(values), (10_000, len(values)))
+    low, high = np.percentile(values[drawn].mean(1), [2.5, 97.5])
+    return f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=Path("tools/mini/work/compare.jsonl"))
+    parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
+    parser.add_argument("--subjects", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=20.0, help="training of each arm, CPU")
+    parser.add_argument("--minutes", type=float, default=1e9, help="after which no arm is begun")
+    parser.add_argument("--count", type=int, default=2, help="pictures of each background")
+    parser.add_argument("--views", type=int, default=2, help="behind each reference")
+    parser.add_argument("--report", action="store_true")
+    ask = parser.parse_args()
+    until = time.monotonic() + 60 * ask.minutes
+    base = bases.find("mini").fingerprint()
+    plan = Plan(ask.setting, base, ask.seconds, ask.count, GUIDANCE, ask.views)
+    results = Results(ask.results, plan)
+    if not ask.report:
+        judging = Judge(ask.work, SETTINGS[ask.setting], ask.views)
+        subjects = choose(ask.work, SETTINGS[ask.setting], judging, ask.subjects)
+        measure(subjects, judging, results, plan, until)
+    print("\n".join(report(results)))
+
+
+if __name__ == "__main__":
+    main()
