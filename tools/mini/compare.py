@@ -4,8 +4,9 @@
     python -m tools.mini.compare --work DIR --minutes 25   # as many as fit
     python -m tools.mini.compare --work DIR --report       # what has been measured so far
 
-A run that was cut off goes on where it was. Subjects, prompts and judge are those of `joint`. Each arm trains for the same processor time, by a
-rate of updates that is measured once; the results are lines of a file. For each arm: subject, background and both (joint success), the likeness (cosine of
+A run that was cut off goes on where it was. Subjects, prompts and judge are those of `joint`. Each
+arm trains for the same processor time, by a rate of updates that is measured once; the results are
+lines of a file. For each arm: subject, background and both (joint success), the likeness (cosine of
 features to the subject's), and its difference from plain LoRA with a 95 % interval over subjects.
 """
 
@@ -31,7 +32,8 @@ from dreamtune.stages import prep as prep_stage
 from dreamtune.stages import sample as sample_stage
 from dreamtune.stages import sets
 from dreamtune.stages import train as train_stage
-from dreamtune.stages.trained import Trained
+from dreamtune.stages.adapters import NONE
+from dreamtune.stages.lines import Line
 from tools.mini.evaluate import share
 from tools.mini.joint import IDENTIFIER, Judge, Subject, choose
 from tools.mini.sampling import GUIDANCE
@@ -60,7 +62,7 @@ CONTROLS = ("base, the subject's name", "base, its twin's name", "another's adap
 BATCH = 4
 CALIBRATION = (4, 16)  # updates of the two runs whose difference is the time of an update
 SHORTEST = 8
-Line = dict[str, Any]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ class Results:
         lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
         self.lines = [line for line in lines if line["plan"] == self.plan]
 
-    def find(self, subject: str, arm: str) -> Line | None:
+    def find(self, subject: str, arm: str) -> Row | None:
         found = (x for x in self.lines if (x["subject"], x["arm"]) == (subject, arm))
         return next(found, None)
 
-    def add(self, line: Line) -> None:
+    def add(self, line: Row) -> None:
         self.lines.append({**line, "plan": self.plan})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
@@ -134,13 +136,14 @@ class Bench:
     def pictures(self, prompts: Sequence[str], adapter: Artifact | None) -> np.ndarray:
         """`count` pictures of each prompt: (N, H, W, 3) uint8."""
         sample = Sample(base="mini", count=self.plan.count, guidance=self.plan.guidance)
-        used = [Trained(adapter)] if adapter else []
-        made = sample_stage.run(sample_stage.Run(self.store, prompts, used, sample))
+        refs = [adapter.label if adapter else NONE]
+        lines = [Line(prompt, sample) for prompt in prompts]
+        made = sample_stage.run(sample_stage.Run(self.store, lines, refs, sample))
         files = [made.path / line["file"] for line in made.read_json("samples.json")]
         return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
 
-def verdict(judging: Judge, subject: Subject, pictures: np.ndarray) -> Line:
+def verdict(judging: Judge, subject: Subject, pictures: np.ndarray) -> Row:
     """What one arm's pictures of a subject show."""
     own = judging.references.number[subject.concept.code]
     style = judging.references.styles == list(STYLES).index(subject.style)
@@ -235,11 +238,11 @@ def report(results: Results) -> Iterator[str]:
         yield row
 
 
-def _both(line: Line) -> float:
+def _both(line: Row) -> float:
     return float(np.mean([a and b for a, b in line["verdicts"]]))
 
 
-def _likeness(line: Line) -> float:
+def _likeness(line: Row) -> float:
     return float(np.mean(line["likeness"]))
 
 

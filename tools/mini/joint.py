@@ -35,6 +35,8 @@ from dreamtune.stages import prep as prep_stage
 from dreamtune.stages import sample as sample_stage
 from dreamtune.stages import sets
 from dreamtune.stages import train as train_stage
+from dreamtune.stages.adapters import NONE
+from dreamtune.stages.lines import Line
 from tools.mini import judge
 from tools.mini.artwork import Concept, load_concepts, load_masters
 from tools.mini.compose import compose, random_background
@@ -144,8 +146,9 @@ class Studio:
 
     def pictures(self, prompts: Sequence[str], adapter: Artifact | None) -> np.ndarray:
         """`sample.count` pictures of each prompt: (N, H, W, 3) uint8."""
-        used = [] if adapter is None else [sample_stage.Adapter(adapter)]
-        made = sample_stage.run(sample_stage.Run(self.store, prompts, used, self.sample))
+        refs = [adapter.label if adapter else NONE]
+        lines = [Line(prompt, self.sample) for prompt in prompts]
+        made = sample_stage.run(sample_stage.Run(self.store, lines, refs, self.sample))
         files = [made.path / line["file"] for line in made.read_json("samples.json")]
         return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
