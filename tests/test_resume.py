@@ -26,11 +26,14 @@ METHODS = {
     "dreambooth": ["--method", "dreambooth", "--train-text", "--learning-rate", "0.001"],
     "pivotal": ["--method", "lora", "--train-token", "--vectors", "2", "--rank", "4"],
 }
-SHORT = ["--base", "tiny:sd", "--steps", "6", "--batch", "2", "--checkpoint-every", "1"]
-SHORT += ["--variants", "2", "--device", "cpu"]
+SHORT = ["--base", "tiny:sd", "--steps", "5", "--batch", "1", "--checkpoint-every", "1"]
+SHORT += ["--variants", "1", "--device", "cpu"]
 # By option what each method is asked for; a method that is missing has no such thing.
 OPTIONS = {
+    "prior": {method: ["--prior", "teacher"] for method in METHODS},
     "accumulation": {method: ["--accumulation", "3"] for method in METHODS},
+    "average": {method: ["--ema", "0.9"] for method in METHODS},
+    "caption dropout": {method: ["--caption-dropout", "0.4"] for method in METHODS},
     "unfreezing": {
         "lora": ["--train-text", "--unfreeze", "1:all@0.5", "--unfreeze-denoiser", "1:2@0.3"],
         "dreambooth": ["--unfreeze", "1:all@0.5", "--unfreeze-denoiser", "0:all@0.3"],
