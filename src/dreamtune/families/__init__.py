@@ -116,16 +116,19 @@ def _other_vae(family: Family, base: Base, device: torch.device | str) -> Any:
     return other
 
 
-def release(family: Family, text: bool, keep: bool) -> None:
-    """The autoencoder and, with `text`, the text encoders leave the device: all is encoded.
+def release(family: Family, text: bool, keep: bool, vae: bool = True) -> None:
+    """With `vae` the autoencoder and, with `text`, the text encoders leave the device: all is
+    encoded.
 
     keep: they wait in the CPU's memory for `recalled`; else they are gone, tokenizers apart.
     """
     if keep:
-        for module in [family.vae, *(stack.encoder for stack in family.text if text)]:
+        autoencoder = [family.vae] if vae else []
+        for module in [*autoencoder, *(stack.encoder for stack in family.text if text)]:
             module.to("cpu")
         return
-    family.vae = None
+    if vae:
+        family.vae = None
     for stack in family.text if text else ():
         stack.encoder = None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamtune import console
+from dreamtune import console, fsops
 
 Row = dict[str, Any]  # a line of the log
 
@@ -25,7 +25,7 @@ class Tracker:
     def _start(self, kind: str, folder: Path, name: str) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        folder.mkdir(parents=True, exist_ok=True)
+        fsops.make_folder(folder)
         place = {"dir": str(folder), "name": name} if kind == "wandb" else {"logging_dir": folder}
         project = "dreamtune" if kind == "wandb" else name
         tracker = LOGGER_TYPE_TO_CLASS[kind](project, **place)

@@ -72,7 +72,9 @@ class Training:
             live_text=not frozen_text,
         )
         lessons = Lessons(ask, learner.accelerator, encoder)
-        families.release(learner.family, frozen_text, keep=bool(ask.train.preview_every))
+        decodes = ask.train.loss == "perceptual"
+        keep = bool(ask.train.preview_every)
+        families.release(learner.family, frozen_text, vae=not decodes, keep=keep)
         return lessons
 
     def _rehearse(self, steps: Steps) -> None:
