@@ -458,6 +458,9 @@ def test_a_folder_that_its_owner_renamed_or_copied_goes_by_its_new_name(store: S
     with pytest.raises(NotFound):
         store.resolve("rex")
     assert make(store, name="max").version == "v006"
+    (store.path / "prep" / "max" / "v999999999").mkdir()  # a number that nobody meant
+    assert [make(store, name="max").version for _ in range(2)] == ["v1000000000", "v1000000001"]
+    assert len(store.list()) == 5
 
 
 def test_names_that_some_disks_cannot_tell_apart(store: Store) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from dreamtune import checkpoints
+from dreamtune import checkpoints, fsops
 from dreamtune.errors import Damaged, NonFinite
 from tests.faults import EVERYTHING
+
+Tensors, Said = dict[str, torch.Tensor], dict[str, str]
 
 State = tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]
 
@@ -50,6 +56,44 @@ def test_other_parameters_are_refused(tmp_path: Path) -> None:
         checkpoints.restore(found, wide, optimizer)
     with pytest.raises(Damaged, match="other parameters"):
         checkpoints.restore(found, {"v": wide["w"]}, optimizer)
+
+
+def without_optimizer(tensors: Tensors, said: Said) -> None:
+    for name in [name for name in tensors if name.startswith("optimizer.")]:
+        del tensors[name]
+
+
+HARM: dict[str, Callable[[Tensors, Said], object]] = {
+    "no optimizer": without_optimizer,
+    "no metadata": lambda tensors, said: said.clear(),
+    "torn metadata": lambda tensors, said: said.update(numbers='{"optimizer": {'),
+    "other metadata": lambda tensors, said: said.update(numbers="3"),
+    "other numbers": lambda tensors, said: said.update(numbers='{"tensors": 4}'),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+def test_a_state_with_a_part_missing_is_refused(
+    harm: Callable[[Tensors, Said], object], tmp_path: Path
+) -> None:
+    """By somebody who also wrote the hash anew: nothing is ever trained from half a state."""
+    checkpoints.save(tmp_path, 1, *state(1.0))
+    path = tmp_path / "step-000001.safetensors"
+    with safe_open(path, "pt") as file:
+        said = dict(file.metadata())
+    tensors = load_file(path)
+    harm(tensors, said)
+    fsops.write_safetensors(path, tensors, said)
+    note = {"step": 1, "sha256": fsops.hash_file(path)}
+    fsops.write_json(path.with_suffix(".json"), note)
+    assert checkpoints.latest(tmp_path) == path
+    with pytest.raises(Damaged, match="is not a state that was saved; start again with --fresh"):
+        checkpoints.restore(path, *state(1.0))
+
+
+def test_a_note_that_would_never_end_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "step-000001.json")
+    assert checkpoints.latest(tmp_path) is None
 
 
 def test_a_weight_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:

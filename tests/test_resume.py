@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from dreamtune import fsops
 from dreamtune.artifacts import Artifact, Store
 from tests import forked
+from tests.faults import some
 
 SETTINGS = ["--base", "tiny:sd", "--steps", "10", "--batch", "2", "--accumulation", "3"]
 SETTINGS += ["--variants", "2", "--checkpoint-every", "2", "--save-every", "4", "--device", "cpu"]
@@ -26,21 +27,31 @@ METHODS = {
     "dreambooth": ["--method", "dreambooth", "--train-text", "--learning-rate", "0.001"],
     "pivotal": ["--method", "lora", "--train-token", "--vectors", "2", "--rank", "4"],
 }
-SHORT = ["--base", "tiny:sd", "--steps", "5", "--batch", "1", "--checkpoint-every", "1"]
-SHORT += ["--variants", "1", "--device", "cpu"]
-# By option what each method is asked for; a method that is missing has no such thing.
+SHORT = ["--base", "tiny:sd", "--steps", "6", "--batch", "2", "--checkpoint-every", "1"]
+SHORT += ["--variants", "2", "--device", "cpu"]
 OPTIONS = {
-    "prior": {method: ["--prior", "teacher"] for method in METHODS},
-    "accumulation": {method: ["--accumulation", "3"] for method in METHODS},
-    "average": {method: ["--ema", "0.9"] for method in METHODS},
-    "caption dropout": {method: ["--caption-dropout", "0.4"] for method in METHODS},
-    "unfreezing": {
-        "lora": ["--train-text", "--unfreeze", "1:all@0.5", "--unfreeze-denoiser", "1:2@0.3"],
-        "dreambooth": ["--unfreeze", "1:all@0.5", "--unfreeze-denoiser", "0:all@0.3"],
-        "pivotal": ["--unfreeze-denoiser", "0:all@0.5"],
-    },
+    "accumulation": ["--accumulation", "3"],
+    "prior images": ["--prior", "images", "--num-class-images", "4"],
+    "prior teacher": ["--prior", "teacher"],
+    "average": ["--ema", "0.9"],
+    "chances": ["--caption-dropout", "0.5", "--set", "train.noise_offset=0.1"],
+    "warm-up": ["--schedule", "restarts", "--warmup", "2", "--min-snr-gamma", "5"],
+    "prodigy": ["--optimizer", "prodigy", "--learning-rate", "1"],
+    "adafactor": ["--optimizer", "adafactor"],
+    "lion": ["--optimizer", "lion"],
+    "schedule-free": ["--optimizer", "schedule-free"],
+    "all at once": [
+        *["--accumulation", "2", "--prior", "images", "--num-class-images", "4", "--ema", "0.9"],
+        *["--caption-dropout", "0.5", "--warmup", "2", "--preview-every", "3"],
+    ],
 }
-CELLS = [(method, option) for option, asked in OPTIONS.items() for method in asked]
+UNFREEZING = {
+    "lora": ["--train-text", "--unfreeze", "1:all@0.5", "--unfreeze-denoiser", "1:2@0.3"],
+    "dreambooth": ["--unfreeze", "1:all@0.5", "--unfreeze-denoiser", "0:all@0.3"],
+    "pivotal": ["--unfreeze-denoiser", "0:all@0.5"],
+}
+CELLS = {f"{m}, {name}": (m, asked) for name, asked in OPTIONS.items() for m in METHODS}
+CELLS |= {f"{method}, unfreezing": (method, asked) for method, asked in UNFREEZING.items()}
 
 
 def train(method: str) -> list[str]:
@@ -86,13 +97,14 @@ def payload(artifact: Artifact) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "option"), CELLS)
-def test_killed_twice_in_one_run(method: str, option: str, photos: Path) -> None:
-    command = ["train", *SHORT, *METHODS[method], *OPTIONS[option][method]]
+@pytest.mark.parametrize("cell", some(CELLS, 6))
+def test_killed_twice_in_one_run(cell: str, photos: Path) -> None:
+    method, asked = CELLS[cell]
+    command = ["train", *SHORT, *METHODS[method], *asked]
     calm, folder = world(photos, "calm"), world(photos, "killed")
     assert forked.run(command, calm, calls=photos / "calls") == 0, (calm / "stderr").read_text()
-    middle = int((photos / "calls").read_text()) // 2
-    assert forked.run(command, folder, kill_at=middle) == -signal.SIGKILL
+    late = int((photos / "calls").read_text()) - 12  # between the checkpoints of the last updates
+    assert forked.run(command, folder, kill_at=late) == -signal.SIGKILL
     assert forked.run([*command, "--resume"], folder, kill_at=9) == -signal.SIGKILL
     assert forked.run([*command, "--resume"], folder) == 0, (folder / "stderr").read_text()
     assert "going on after step" in (folder / "stderr").read_text()
@@ -109,10 +121,7 @@ def test_killed_at_any_rename_and_resumed(method: str, photos: Path) -> None:
     whole = Store.open(calm / "artifacts").newest("adapter")
     assert whole
     renames = int((photos / "calls").read_text())
-    # Checkpoints take two renames each; the first ones are the cache's, the last the commit's.
-    points = sorted({*range(4, renames + 1, max(1, renames // 7)), renames})
-    assert len(points) >= 5
-    for point in points:
+    for point in some(range(1, renames + 1), 5):
         folder = world(photos, f"killed-{point}")
         assert forked.run(train(method), folder, kill_at=point) == -signal.SIGKILL
         resumed = finish(folder, method)

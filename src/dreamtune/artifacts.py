@@ -671,4 +671,4 @@ def _of_kind(artifact: Artifact, kind: str | None) -> Artifact:
 
 def _number(label: str) -> int:
     """3 for "v003", 0 for what is no version label."""
-    return int(label[1:]) if re.fullmatch(r"v\d{1,9}", label, re.ASCII) else 0
+    return int(label[1:]) if re.fullmatch(r"v\d{1,200}", label, re.ASCII) else 0

@@ -18,7 +18,6 @@ from dreamtune import console, fsops, optimizers
 from dreamtune.errors import Damaged, NonFinite
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
     from torch.amp import GradScaler
     from torch.optim import Optimizer
@@ -48,7 +47,8 @@ def save(
     tensors = {f"{part}.{n}": t.detach() for part, named in parts.items() for n, t in named.items()}
     path = fsops.make_folder(folder) / f"step-{step:06d}.safetensors"
     scale = scaler.state_dict() if scaler else {}
-    said = {MADE_ON: made_on or {}, NUMBERS: {"optimizer": numbers, "scaler": scale}}
+    counts = {"tensors": len(tensors), "optimizer": numbers, "scaler": scale}
+    said = {MADE_ON: made_on or {}, NUMBERS: counts}
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
     fsops.write_safetensors(path, tensors, metadata)
     fsops.write_json(path.with_suffix(".json"), {"step": step, "sha256": fsops.hash_file(path)})
@@ -90,9 +90,12 @@ def latest(folder: Path) -> Path | None:
 
 def whole(note: Path) -> bool:
     """Whether the tensors beside a note are those that it was written for."""
+    tensors = note.with_suffix(".safetensors")
+    if not (note.is_file() and tensors.is_file()):  # opening a FIFO would wait for ever
+        return False
     try:
         said = dict(json.loads(note.read_bytes()))
-        found = {"step": step_of(note), "sha256": fsops.hash_file(note.with_suffix(".safetensors"))}
+        found = {"step": step_of(note), "sha256": fsops.hash_file(tensors)}
     except (OSError, ValueError, TypeError, RecursionError):  # not there, or cannot be read
         return False
     return said == found
@@ -105,10 +108,7 @@ def step_of(path: Path) -> int:
 
 def made_on(path: Path) -> dict[str, Any]:
     """What `save` was told of the machine; empty when it was told nothing."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return dict(json.loads((file.metadata() or {}).get(MADE_ON, "{}")))
+    return dict(_read(path, tensors=False)[1].get(MADE_ON, {}))
 
 
 def restore(
@@ -120,28 +120,44 @@ def restore(
     scaler: GradScaler | None = None,
 ) -> None:
     """Put the state back; Damaged when it belongs to other parameters."""
-    tensors, numbers = _load(path, next(iter(parameters.values())).device)
+    tensors, said = _read(path, next(iter(parameters.values())).device)
+    numbers = said.get(NUMBERS)
+    if not isinstance(numbers, dict) or numbers.get("tensors") != len(tensors):
+        raise _foreign(path)
     parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "average": {}, "optimizer": {}}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
-        parts[part][name] = value
+        parts.setdefault(part, {})[name] = value
     for part, ours in (("parameters", parameters), ("average", average or {})):
         if {n: t.shape for n, t in parts[part].items()} != {n: t.shape for n, t in ours.items()}:
             raise Damaged(f"{path} holds other parameters", fix="start again with --fresh")
         for name, tensor in ours.items():
             tensor.data.copy_(parts[part][name])
-    optimizers.restore(optimizer, parameters, parts["optimizer"], numbers["optimizer"])
-    if scaler:
-        scaler.load_state_dict(numbers["scaler"])
+    try:
+        optimizers.restore(optimizer, parameters, parts["optimizer"], numbers["optimizer"])
+        if scaler:
+            scaler.load_state_dict(numbers["scaler"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise _foreign(path) from None
 
 
-def _load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a checkpoint, on a device, and the numbers beside them."""
-    from safetensors import safe_open
+def _read(
+    path: Path, device: object = "cpu", tensors: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a checkpoint, on a device, and what is said beside them."""
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "pt", device=str(device)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(file.metadata()[NUMBERS])
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            said = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            names = file.keys() if tensors else []
+            return {name: file.get_tensor(name) for name in names}, said
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        raise _foreign(path) from None
+
+
+def _foreign(path: Path) -> Damaged:
+    return Damaged(f"{path} is not a state that was saved", fix="start again with --fresh")
 
 
 def _notes(folder: Path) -> list[Path]:

@@ -64,6 +64,8 @@ def take(source: Path, identifier: str, ending: str | None, follow_links: bool) 
 def _folder(folder: Path, ending: str | None, follow_links: bool) -> Intake:
     if (folder / "manifest.json").is_file():
         raise Usage(f"{folder} is an artifact, not a folder of photos", fix="give your own photos")
+    if (folder / "journal.jsonl").is_file():
+        raise Usage(f"{folder} is a store, not a folder of photos", fix="give your own photos")
     found = walk.find(folder, follow_links)
     name = folder.resolve().name
     subsets = kohya.by_folder(found.photos, name)
