@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +85,21 @@ def _line(folder: Path, number: int, caption: str) -> str:
         "weight": 1.0,
     }
     return json.dumps(facts)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny:sd as a diffusers folder, to be copied and not to be changed."""
+    import torch
+
+    from dreamtune import families
+
+    folder = tmp_path_factory.mktemp("base") / "sd"
+    families.load("tiny:sd", torch.float32).pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def base(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(saved, tmp_path / "base"))

@@ -21,13 +21,6 @@ from tests.hub import Hub
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "sd"
-    families.load("tiny:sd", torch.float32).pipeline().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that holds tiny:sd and what repositories hold beside it, and an empty cache."""

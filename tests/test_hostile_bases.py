@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreamtune import families
 from dreamtune.artifacts import Artifact
 from tests import forked, released
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 CODE = "import pathlib; pathlib.Path('owned').touch()\nclass Net: pass\n"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "sd"
-    families.load("tiny:sd", torch.float32).pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def base(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "base"))
 
 
 class Owned:
