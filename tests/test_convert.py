@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreamtune import bases
+from dreamtune.artifacts import Store
 from dreamtune.bases.weights import current
 from dreamtune.cli import run
 from dreamtune.formats import adapters, diffusers, embeddings, kohya, lora, lowrank
@@ -20,7 +21,7 @@ from dreamtune.formats.ldm import Blocks
 from dreamtune.formats.lora import Adapter, LoraWeights
 from dreamtune.formats.lowrank import Cut
 from dreamtune.fsops import write_safetensors
-from tests import released
+from tests import released, untrained
 
 NAMES = [*released.NAMES]
 LAYOUT = {"sd1": "sd", "sd2": "sd", "sdxl": "sdxl"}
@@ -564,3 +565,13 @@ def test_metadata_that_lies_is_put_right(tmp_path: Path) -> None:
     assert said["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
     assert (said["ss_v2"], said["ss_base_model_version"]) == ("True", "sd_v2_v")
     assert (said["ss_network_alpha"], said["ss_network_module"]) == ("1.0", "lycoris.kohya")
+
+
+def test_merge_says_what_the_new_base_is_asked_for(
+    store: Store, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rex = untrained.make(store, "rex", rank=2)
+    out = tmp_path / "merged"
+    assert run(["merge", str(rex.path), "--into", str(base), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "tensors changed" in said and f'sample "z dog" --base {out} --with none' in said

@@ -58,7 +58,11 @@ def run(
             console.say(f"would add {job.label} to {job.model.name} and write {out}")
             return
         written = job.write(out, precision, force)
-        _files.wrote(written.paths, json, tensors=dict(written.counts))
+        counts = dict(written.counts)
+        console.say(", ".join(f"{count} tensors {what}" for what, count in counts.items()))
+        if job.trigger:
+            console.hint(f'dreamtune sample "{job.trigger}" --base {out} --with none')
+        _files.wrote(written.paths, json, tensors=counts, trigger=job.trigger)
         return
     source, ground, energy_kept = merge.adapters(home, adapters, cut, base)
     wish = export.Wish(out, to, precision, force=force)

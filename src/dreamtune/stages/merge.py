@@ -53,6 +53,12 @@ class IntoModel:
     def label(self) -> str:
         return ", ".join(f"{s.label}@{s.weight:g}" for s in self.sources)
 
+    @property
+    def trigger(self) -> str:
+        """What a prompt says to get what the adapters learned, as their metadata has it."""
+        phrases = [s.metadata.get("modelspec.trigger_phrase", "") for s in self.sources]
+        return " and ".join(filter(None, phrases))
+
     def write(self, out: Path, precision: str, force: bool) -> Written:
         """The model, and a file for each word that has no place in it."""
         words = {word: v for source in self.sources for word, v in source.words.items()}
