@@ -171,6 +171,25 @@ def test_more_photos_of_the_same(make_prep: Callable[..., Artifact], tmp_path: P
     assert json.loads((tmp_path / "stdout").read_text())["id"] == adapter.id
 
 
+@pytest.mark.slow
+def test_killed_and_resumed_it_is_the_same(
+    make_prep: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    make_prep("rex")
+    make_prep("tom", class_word="cat")
+    assert forked.run(["train", "rex", "--rank", "4", *TINY], tmp_path) == 0, said(tmp_path)
+    again = ["train", "tom", "--from", "rex", *TINY[:-1], "4", "--loss", "perceptual"]
+    again += ["--checkpoint-every", "1", "--name"]
+    assert forked.run([*again, "tom"], tmp_path, calls=tmp_path / "calls") == 0, said(tmp_path)
+    calm = newest(tmp_path)
+    fsops.discard(calm.path)
+    late = int((tmp_path / "calls").read_text()) - 6
+    assert forked.run([*again, "tom"], tmp_path, kill_at=late) == -9
+    assert forked.run([*again, "tom", "--resume"], tmp_path) == 0, said(tmp_path)
+    assert "going on after step" in said(tmp_path)
+    assert newest(tmp_path).id == calm.id
+
+
 # ---- what is refused
 
 

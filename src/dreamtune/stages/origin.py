@@ -28,6 +28,7 @@ from dreamtune.stages.sets import PhotoSet, whole
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dreamtune.bases import Found
     from dreamtune.families import Family
 
 FINEST = 100  # largest factor by which a photo is repeated, to meet the share of replay
@@ -91,6 +92,12 @@ class Origin:
             for one, id in pairs
             if id in preps
         ]
+
+    def check(self, base: Found) -> None:
+        """Say so when it was trained on a base with other weights, which may be meant."""
+        own = self.source.facts.get("base_hash")
+        if own and own != base.fingerprint():
+            console.warn(f"{self.label} was trained on other weights than {base.name}")
 
     def start(self, family: Family, concepts: Sequence[Concept]) -> Start:
         """Where training starts. Usage when it is for another family or its words are unclear."""
@@ -162,6 +169,8 @@ def settle(origin: Origin, train: Train, method: Chosen) -> tuple[Train, Chosen]
                 fix="leave it out",
             )
     options = dataclasses.replace(method.options, **decided)
+    shape = ", ".join(f"{k.replace('_', ' ')} {_shown(v)}" for k, v in decided.items() if v)
+    console.say(f"going on from {origin.label}: {shape}")
     return dataclasses.replace(train, start=label), Chosen(method.name, options)
 
 

@@ -124,6 +124,8 @@ def _lead(ask: Run) -> Artifact:
     """The first process, or the only one: checks, decides where to go on, and writes."""
     families.of(ask.base)  # refuses what is no family's
     bases.remember(ask.base)
+    if ask.origin:
+        ask.origin.check(ask.base)
     for artifact in [*(one.prep for one in ask.sets), *ask.classes]:
         artifact.check(deep=True)
     with ask.store.draft("adapter", ask.name, ask.key, ask.recipe, ask.parents, keep=True) as draft:
