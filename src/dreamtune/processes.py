@@ -18,12 +18,18 @@ PATIENCE = timedelta(days=1)  # the first may make class images and encode for l
 
 def count() -> int:
     """How many there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def rank() -> int:
     """Which one this is, from 0."""
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    return _number("RANK", 0) if count() > 1 else 0
+
+
+def _number(variable: str, without: int) -> int:
+    """What a launcher says; job systems leave such variables behind empty, too."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else without
 
 
 def first() -> bool:
