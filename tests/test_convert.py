@@ -547,6 +547,16 @@ def test_only_the_words(tmp_path: Path) -> None:
     assert run(["convert", str(bare), "--to", "words", "--out", str(tmp_path / "ui")]) == 2
 
 
+def test_a_word_is_no_change_of_weights(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"emb_params": torch.ones(1, 64)}, tmp_path / "pip.safetensors")
+    word, out = str(tmp_path / "pip.safetensors"), ["--out", str(tmp_path / "x.safetensors")]
+    assert run(["merge", word, "--into", str(folders["sd1"]), *out]) == 2
+    assert run(["resize", word, "--rank", "2", *out]) == 2
+    assert capsys.readouterr().err.count("word") == 2
+
+
 def test_metadata_that_lies_is_put_right(tmp_path: Path) -> None:
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     update = LoraWeights(torch.ones(2, 1024), torch.ones(4, 2), 1.0, torch.ones(4, 1))

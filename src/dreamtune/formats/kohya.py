@@ -194,7 +194,7 @@ WORDS = (
     "down_blocks up_blocks mid_block attentions resnets downsamplers upsamplers transformer_blocks "
     "attn1 attn2 to_q to_k to_v to_out ff net proj proj_in proj_out "
     "conv conv1 conv2 conv_in conv_out conv_shortcut time_emb_proj "
-    "time_embedding add_embedding linear_1 linear_2 "
+    "time_embedding add_embedding pool linear_1 linear_2 "
     "input_blocks middle_block output_blocks in_layers emb_layers out_layers skip_connection op "
     "time_embed label_emb out "
     "joint_blocks x_block context_block attn qkv mlp fc1 fc2 adaLN_modulation final_layer linear "

@@ -62,7 +62,10 @@ def _trained(artifact: Artifact) -> Tuned | None:
         return None
     artifact.check(deep=True)
     facts = artifact.read_json(FACTS)
-    base = _with_files(bases.again(facts["base"], facts["base_hash"]))
+    base = _with_files(sources.base_of(facts))
+    if said := facts.get("overrides", {}).keys() - {"base_hash", "vae_hash"}:
+        told = ", ".join(sorted(said))
+        console.warn(f"{artifact.label} was trained with another {told} than its base's files say")
     own: dict[str, dict[str, Readable]] = {}
     for file in sorted(artifact.path.glob("*/*.safetensors")):
         found = weights.stored(file).items()
@@ -78,8 +81,7 @@ def adapter_of(store: Store, text: str, base: str | None = None) -> tuple[Source
     ground = sources.ground(bases.find(base)) if base else None
     source = sources.find(store, text, ground.blocks if ground else Blocks())
     if ground is None and source.is_dora and source.facts:
-        own = bases.again(source.facts["base"], source.facts["base_hash"])
-        ground = sources.ground(own)
+        ground = sources.ground(sources.base_of(source.facts))
     if ground:
         ground.check(source)
     return source, ground

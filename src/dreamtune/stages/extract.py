@@ -82,7 +82,7 @@ def plan(store: Store, tuned: str, base: str | None, text: bool) -> Pair:
         raise Usage(f"{tuned} does not say what it was made from", fix="name it: --base")
     other = convert.model_of(store, base) if base else model.base  # type: ignore[union-attr]
     if other is None:
-        raise Usage(f"{base} is an adapter, and no model")
+        raise Usage(f"{base} is no model")
     ground = sources.ground(other)
     parts = [part for part in (*DENOISERS, *(TEXT_ENCODERS if text else ())) if part in other.parts]
     for part in parts:

@@ -44,9 +44,11 @@ class IntoModel:
         """Read the adapters and see that they fit."""
         model = convert.model_of(store, base)
         if model is None:
-            raise Usage(f"{base} is an adapter, and no model", fix="--into takes a base")
+            raise Usage(f"{base} is no model", fix="--into takes a base, as a file or a folder")
         ground = sources.ground(model)
         found = [sources.find(store, ref, ground.blocks) for ref in refs]
+        if not any(source.adapter for source in found):
+            raise Usage("a word changes no weights", fix="write it as a file: convert --to words")
         return cls(model, found, into(model, found, ground))
 
     @property
@@ -181,6 +183,8 @@ class Kept:
 
 def resize(source: Source, cut: Cut) -> tuple[Adapter, float]:
     """The adapter within a cut, module by module; a DoRA keeps its magnitudes."""
+    if not source.adapter:
+        raise Usage(f"{source.label} is only a word, which has no rank")
     kept = Kept()
     found: Adapter = {
         part: {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreamtune import bases
 from dreamtune.artifacts import Artifact, Store, parse_ref
 from dreamtune.bases import Base, Tiny
 from dreamtune.errors import Damaged, NonFinite, NotFound, Usage
@@ -52,7 +53,7 @@ class Ground:
         return {n.split(".")[0]: s[1] for n, s in self.shapes.items() if n.endswith(ends)}
 
     def _unfit(self, source: Source, why: str) -> Usage:
-        of = f", one of {target.NAMES[source.base]}" if source.base else ""
+        of = f" ({target.NAMES[source.base]})" if source.base else ""
         fix = f"use the base that it is for{of}: --base"
         return Usage(f"{source.label} does not fit the base {self.name}", why=why, fix=fix)
 
@@ -79,6 +80,12 @@ def ground(base: Model | Base | Tiny) -> Ground:
         Blocks.of(base.config("unet")) if "unet" in base.parts else Blocks(),
         family.lora_layout,
     )
+
+
+def base_of(facts: Mapping[str, Any]) -> Base | Tiny:
+    """The base that an adapter of the store was trained on, from its adapter.json."""
+    own = facts.get("overrides", {}).get("base_hash", facts["base_hash"])
+    return bases.again(facts["base"], own)
 
 
 @dataclass(frozen=True)
