@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dreamtune.artifacts import Store
+from dreamtune.errors import UserError
 from tests import forked
 from tests.conftest import draw_photo
 from tests.faults import some, tape
@@ -94,7 +95,11 @@ def inline() -> None:
     from dreamtune.data import decode
 
     def run(work: Any, jobs: Any, **limits: Any) -> Iterator[Any]:
-        return ((job, decode._attempt(work, job)) for job in jobs)
+        for job in jobs:
+            result = decode._attempt(work, job)
+            if isinstance(result, UserError):  # as decode.run does
+                raise result
+            yield job, result
 
     decode.run = run  # type: ignore[assignment]
 
