@@ -16,7 +16,7 @@ from dreamtune.errors import Usage
 from dreamtune.methods import Concept, _targets, _thaw
 from dreamtune.objective import Objective
 from dreamtune.sampling import Look, pictures
-from dreamtune.stages import adapters
+from dreamtune.stages.trained import Trained
 from tests import untrained
 from tests.test_matrix import predict, run_matrix_case
 
@@ -83,7 +83,7 @@ def test_diffusers_paints_the_same_with_a_lora(
 ) -> None:
     artifact = untrained.make(store, "rex", base=f"tiny:{base}", rank=4, **options)
     family = families.load(f"tiny:{base}", torch.float32)
-    adapters.put_in(family, adapters.Adapter(artifact))
+    Trained(artifact).put_in(family)
     look = Look(steps=2, guidance=4.0, size=(64, 64))
     (ours,) = pictures(family, "a [V01] dog", [5], look)
     pipeline = families.load(f"tiny:{base}", torch.float32).pipeline()

@@ -74,4 +74,4 @@ def test_two_concepts_in_one_adapter(
     used = json.loads((tmp_path / samples / "samples.json").read_text())[0]["adapters"]
     assert [(a["name"], a["identifiers"]) for a in used] == [("rex+tom@v001", ["[V01]", "[V02]"])]
     assert forked.run([*sample[:1], "[V01] dog", "--with", "rex+tom as V07"], tmp_path) == 2
-    assert "has several concepts" in (tmp_path / "stderr").read_text()
+    assert "has 2 concepts" in (tmp_path / "stderr").read_text()
