@@ -681,6 +681,19 @@ def test_a_second_process_is_told_who_writes_and_a_kill_leaves_no_litter(
     assert make(store).verify(deep=True) == []
 
 
+def test_what_could_not_be_removed_before_is_not_kept(store: Store) -> None:
+    clean = make(store, name="clean")
+    key = store.key("prep", 1, {"n": 1}, [])
+    with store.draft("prep", "left", key, {"n": 1}, []) as draft:
+        for name in clean.files:
+            fsops.make_folder((draft.path / name).parent)
+            fsops.write_bytes(draft.path / name, (clean.path / name).read_bytes())
+        left = fsops.make_folder(draft.path / ".rehearsal.tmp-7")
+        fsops.write_bytes(left / "step-000000.json", b"{}")
+        made = draft.commit({})
+    assert made.id == clean.id and made.verify(deep=True) == []
+
+
 RACE = """
 import sys, time
 from pathlib import Path

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from dreamtune import processes
 from dreamtune.artifacts import Artifact, Store
+from dreamtune.errors import Usage
 from tests import forked
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,16 @@ def _with_a_copy(folder: Path) -> Path:
     shutil.copytree(folder / "artifacts/prep", folder / "calm/prep")
     shutil.copy(folder / "artifacts/journal.jsonl", folder / "calm")
     return folder
+
+
+def test_a_number_of_processes_without_a_launcher_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Usage, match="WORLD_SIZE is 2 without RANK, MASTER_ADDR, MASTER_PORT"):
+        processes.join("cpu")
 
 
 def test_alone_nothing_waits() -> None:

@@ -38,6 +38,7 @@ Entry = dict[str, Any]  # size, sha256
 PLACE = ("kind", "name", "version")
 FIELDS = ("kind", "name", "version", "key", "id", "recipe", "parents", "files", "run")
 MANIFEST, CHECKPOINTS, ASKED = "manifest.json", "checkpoints", "asked.json"
+LITTER = ".*.tmp-*"  # what is being written, or was by a process that died
 MOST_MANIFEST = 1 << 28  # bytes; one of 200,000 photos has 27 MB
 RUN_FILES = ("run.json", "log.jsonl")
 Manifest = dict[str, Any]
@@ -171,6 +172,8 @@ class Draft:
 
     def commit(self, run: dict[str, Any]) -> Artifact:
         """Make it final. `run` (times, host, metrics) becomes run.json, outside the id."""
+        for path in list(self.path.rglob(LITTER)):  # what could not be removed when it should have
+            fsops.remove_tree(path)
         fsops.write_json(self.path / "run.json", run)
         entries = {_relative(p, self.path): _entry(p) for p in _walk(self.path)}
         fsops.seal(self.path)
@@ -460,7 +463,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what dead processes left: whoever would still write there holds its lock."""
-        litter = [*self.path.glob("*/*/.*.tmp-*"), *self.path.glob("*/*/.work-*/**/.*.tmp-*")]
+        litter = [*self.path.glob(f"*/*/{LITTER}"), *self.path.glob(f"*/*/.work-*/**/{LITTER}")]
         litter += self.path.glob(f"*/*/v*/{CHECKPOINTS}")
         for path in litter:
             home = self.path.joinpath(*path.relative_to(self.path).parts[:2])

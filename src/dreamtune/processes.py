@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from .errors import Usage
+
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # the first may make class images and encode for long
 
@@ -38,8 +40,14 @@ def first() -> bool:
 
 
 def join(device: str) -> None:
-    """Meet the others, to compute on "cpu" or "cuda"."""
+    """Meet the others, to compute on "cpu" or "cuda". Usage when nobody says where they are."""
     if count() > 1:
+        missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+        if missing:
+            raise Usage(
+                f"WORLD_SIZE is {count()} without {', '.join(missing)}",
+                fix="start it by `accelerate launch` or torchrun, or unset WORLD_SIZE",
+            )
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu", timeout=PATIENCE)

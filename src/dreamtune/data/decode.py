@@ -142,7 +142,7 @@ class _Worker:
         raise Resources(
             "the decoding process does not start",
             why=_death(self.process.exitcode),
-            fix="free some memory, or lower --workers",
+            fix="run it again when the machine has time and memory, or lower --workers",
         )
 
 
