@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreamtune import fsops
 from dreamtune.artifacts import Artifact
 from dreamtune.data.cache import Cache, CropPlan, cut, encode_photo
 from dreamtune.data.dataset import Sample, read
+from dreamtune.errors import Damaged, NonFinite
 
 PLAN = CropPlan(sizes=((64, 64),), variants=3, area=(0.7, 1.0), jitter=0.2, seed=0)
 CPU = torch.device("cpu")
@@ -43,6 +45,31 @@ def test_the_second_time_costs_nothing_and_is_equal(sample: Sample, tmp_path: Pa
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_a_photo_that_changed_is_neither_encoded_nor_mistaken(
+    sample: Sample, tmp_path: Path
+) -> None:
+    encode, cache = Encoder(), Cache(tmp_path / "cache")
+    encode_photo(sample, PLAN, encode, "vae", cache, CPU)
+    with sample.path.open("ab") as file:
+        file.write(b"more")
+    other = dataclasses.replace(sample, sha256=fsops.hash_file(sample.path))
+    encode_photo(other, PLAN, encode, "vae", cache, CPU)
+    assert encode.calls == 2 * PLAN.variants
+    sample.path.write_bytes(b"<html>")
+    with pytest.raises(Damaged, match="has changed meanwhile"):
+        encode_photo(other, dataclasses.replace(PLAN, seed=1), encode, "vae", cache, CPU)
+
+
+def test_what_is_not_finite_is_not_kept(sample: Sample, tmp_path: Path) -> None:
+    def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pixels * torch.nan, pixels
+
+    cache = Cache(tmp_path / "cache")
+    with pytest.raises(NonFinite, match=r"no finite numbers \(mean\).*--vae"):
+        encode_photo(sample, PLAN, encode, "vae", cache, CPU)
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -52,7 +79,6 @@ def test_the_second_time_costs_nothing_and_is_equal(sample: Sample, tmp_path: Pa
         {"plan": {"jitter": 0.1}},
         {"plan": {"sizes": ((64, 48),)}},
         {"vae": "another"},
-        {"sample": {"sha256": "0" * 64}},
         {"sample": {"focus": (0.0, 0.0, 1.0, 1.0)}},
     ],
 )

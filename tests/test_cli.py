@@ -197,6 +197,8 @@ def test_a_bug_is_one_line_and_a_traceback_only_on_request(
         (OSError(28, "No space left on device", "/x"), 15),
         (OSError(122, "Disk quota exceeded"), 15),
         (MemoryError(), 15),
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nmore"), 15),
+        (RuntimeError("CUDA error: device-side assert triggered"), 1),
         (OSError(5, "Input/output error"), 15),
         (OSError(24, "Too many open files"), 15),
         (OSError(13, "Permission denied", "/x"), 15),

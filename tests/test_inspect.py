@@ -111,6 +111,21 @@ def test_metadata_that_lies_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert any("says Stable Diffusion 1.x, its shapes say FLUX" in w for w in said["warnings"])
 
 
+@pytest.mark.parametrize(("alpha", "lies"), [("2", False), ("2.0", False), ("8", True)])
+def test_an_alpha_that_lies_is_said(
+    alpha: str, lies: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{name}.lora_down.weight": torch.ones(4, 768), f"{name}.alpha": torch.tensor(2.0)}
+    tensors[f"{name}.lora_up.weight"] = torch.ones(1280, 4)
+    said_of_it = {"ss_network_dim": "4", "ss_network_alpha": alpha}
+    write_safetensors(tmp_path / "x.safetensors", tensors, said_of_it)
+    code, (said,) = inspect(capsys, tmp_path / "x.safetensors")
+    assert code == 0 and said["alpha"] == 2.0
+    warning = "its metadata says alpha 8 of rank 4, its tensors have a scale of 0.5"
+    assert said["warnings"] == [warning] * lies
+
+
 def test_deep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = saved(tmp_path / "good.safetensors", "sd1")
     code, (said,) = inspect(capsys, "--deep", good)

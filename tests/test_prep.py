@@ -185,6 +185,8 @@ def test_no_folder_nothing_in_it_and_one_photo(tmp_path: Path, store: Store) -> 
         stage.run(empty, DOG, store)
     with pytest.raises(Usage, match="is a file"):
         stage.run(Path(__file__), DOG, store)
+    with pytest.raises(Usage, match="'' cannot be a name"):
+        stage.run(empty, DOG, store, name="", dry_run=True)
     for n in range(3):
         (empty / f"{n}.jpg").write_text("words")
     with pytest.raises(Usage, match="no photo is left: all 3"):

@@ -179,6 +179,7 @@ def test_a_last_update_that_diverges_leaves_no_adapter(folder: Path) -> None:
         (["--set", "train.learing_rate=1"], 2, ["learing_rate", "learning_rate"]),
         (["--learning-rate", "nan"], 2, ["--learning-rate"]),
         (["--name", "../x"], 2, ["'../x'", "cannot be a name"]),
+        (["--name", ""], 2, ["''", "cannot be a name"]),
         (["no-such-prep"], 10, ["no-such-prep"]),
         (["--base", "tiny:sd", "--resume"], 10, ["nothing to resume"]),
         (["--base", "tiny:sd", "--resume", "--fresh"], 2, ["--resume", "--fresh"]),

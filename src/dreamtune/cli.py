@@ -134,6 +134,8 @@ def _unexpected(e: Exception, args: list[str]) -> int:
     if isinstance(e, OSError) and (refusal := _of_system(e)):
         return _fail(refusal.code, str(refusal), args)
     first = (str(e).strip() or "no message").splitlines()[0]
+    if isinstance(e, RuntimeError) and "CUDA error" in first and "assert" not in first:
+        return _fail(15, f"the GPU failed ({first}); --resume goes on after the last save", args)
     return _fail(1, f"internal error ({type(e).__name__}: {first}); {ISSUES}", args)
 
 

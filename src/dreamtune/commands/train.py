@@ -58,7 +58,7 @@ def run(
         plan.sets,
         plan.train,
         plan.method,
-        check_name(name or plan.name),
+        check_name(plan.name if name is None else name),
         origin=plan.origin,
         resume=resume,
         fresh=fresh,

@@ -24,6 +24,7 @@ from dreamtune import fsops
 from dreamtune.data import crops
 from dreamtune.data.dataset import Sample
 from dreamtune.draws import seed_of
+from dreamtune.errors import Damaged, NonFinite
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 Tensors = dict[str, Tensor]
@@ -58,7 +59,9 @@ class Cache:
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, facts: Any, make: Callable[[], Tensors]) -> Tensors:
-        """The tensors that `make` gives, kept under the hash of `facts`."""
+        """The tensors that `make` gives, kept under the hash of `facts`; NonFinite, and nothing
+        kept, when one is.
+        """
         text = json.dumps([VERSION, self.arithmetic, facts], sort_keys=True)
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
         with contextlib.suppress(OSError, ValueError):
@@ -66,6 +69,12 @@ class Cache:
             fsops.touch(path)  # gc removes what was not used for long
             return tensors
         tensors = make()
+        if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise NonFinite(
+                f"the base's encoders give values that are no finite numbers ({bad[0]})",
+                why="its weights are harmed, or too large for their precision",
+                fix="use another --base or --vae, or try --precision fp32",
+            )
         body = fsops.dump_safetensors(tensors)
         fsops.make_folder(self.folder)
         fsops.write_bytes(path, hashlib.sha256(body).digest() + body)
@@ -98,6 +107,8 @@ def encode_photo(
     }
 
     def make() -> Tensors:
+        if fsops.hash_file(sample.path) != sample.sha256:
+            raise Damaged(f"{sample.path} has changed meanwhile", fix="prepare the photos again")
         pixels, meta = cut(sample, plan)
         with torch.inference_mode():
             posteriors = [encode(p[None].to(device)) for p in pixels]

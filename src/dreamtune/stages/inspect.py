@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -182,6 +183,11 @@ def _describe_metadata(report: Report, metadata: Mapping[str, str]) -> None:
     dimension, rank = metadata.get("ss_network_dim", ""), report.facts.get("rank")
     if isinstance(rank, int) and dimension.isdecimal() and int(dimension) != rank:
         report.warnings.append(f"its metadata says rank {dimension}, its tensors have {rank}")
+    alpha, scale = metadata.get("ss_network_alpha", ""), report.facts.get("scale")
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        told = f"its metadata says alpha {alpha} of rank {dimension}"
+        if isinstance(scale, float) and abs(float(alpha) / int(dimension) / scale - 1) > 0.01:
+            report.warnings.append(f"{told}, its tensors have a scale of {scale:g}")
 
 
 def _describe_files(report: Report, files: list[Path], headers: list[Header]) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from .. import console, floors, fsops, recipe
-from ..artifacts import CHECKPOINTS, Artifact, Store, slug
+from ..artifacts import CHECKPOINTS, Artifact, Store, check_name, slug
 from ..data import album, captioner, captions, encoder, focus, intake, judge, zeroshot
 from ..data.captions import Concept
 from ..data.examine import read
@@ -82,6 +82,7 @@ def run(
     without a folder, Usage when no photo is in it or none is left.
     """
     floors.require()
+    name = None if name is None else check_name(name)
     taken = intake.take(source, options.identifier, options.caption_ext, options.follow_symlinks)
     check(options, taken)
     settled = {**recipe.to_dict(options), "class_word": options.class_word or taken.class_word()}
