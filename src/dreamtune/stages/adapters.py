@@ -58,7 +58,6 @@ class Adapter(Protocol):
         """Whether it changes no weights: how much of it shows is a matter of attention."""
 
     def weighted(self, weight: float) -> Adapter: ...
-    def record(self) -> dict[str, Any]: ...
     def check(self, base: Found) -> None:
         """Damaged, Usage and so on when it cannot be put in, before the base is loaded."""
 
@@ -72,6 +71,17 @@ class Adapter(Protocol):
 
     def word_hash(self, identifier: str) -> str:
         """What A1111 knows an embedding by: the hash of the file."""
+
+
+def record(adapter: Adapter) -> dict[str, Any]:
+    """What a picture keeps of an adapter."""
+    return {
+        "id": adapter.id,
+        "name": adapter.label,
+        "identifiers": adapter.identifiers,
+        "weight": adapter.weight,
+        "step": adapter.step,
+    }
 
 
 def choose(store: Store, prompts: Sequence[str], refs: Sequence[str]) -> list[list[Adapter]]:

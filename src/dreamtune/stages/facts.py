@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dreamtune import __version__
 from dreamtune.formats import infotext, prompts
 from dreamtune.formats.samplers import Sampler
+from dreamtune.stages.adapters import record
 from dreamtune.stages.scenes import Scene
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def text(scene: Scene, look: Look, family: Family, base: str, base_hash: str) ->
 
 def exact(scene: Scene, look: Look, base: str, base_hash: str, start: object) -> dict[str, Any]:
     """All that made it, as typed."""
-    adapters = [{**a.record(), "weight": a.weight} for a in scene.adapters]
+    used = [record(a) for a in scene.adapters]
     return {
         "file": scene.file,
         "prompt": scene.prompt,
@@ -62,7 +63,7 @@ def exact(scene: Scene, look: Look, base: str, base_hash: str, start: object) ->
         "scheduler": str(look.sampler) if look.sampler else None,
         "base": base,
         "base_hash": base_hash,
-        "adapters": adapters,
+        "adapters": used,
         **({"start": start, "strength": look.strength} if look.start else {}),
         **({"at": [*scene.at]} if scene.in_grid else {}),
     }

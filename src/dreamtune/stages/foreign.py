@@ -87,15 +87,6 @@ class Foreign:
     def weighted(self, weight: float) -> Foreign:
         return dataclasses.replace(self, weight=weight)
 
-    def record(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "name": self.label,
-            "identifiers": self.identifiers,
-            "weight": self.weight,
-            "step": None,
-        }
-
     def check(self, base: Found) -> None:
         """Whether it can be read and fits the base, by its files alone: before that is loaded."""
         base = base.base if isinstance(base, Overridden) else base

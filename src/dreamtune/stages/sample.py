@@ -17,7 +17,7 @@ from dreamtune.bases.overrides import Overrides, override, recorded
 from dreamtune.errors import Usage
 from dreamtune.formats import prompts
 from dreamtune.settings import IDENTIFIER, Sample
-from dreamtune.stages.adapters import Adapter, choose
+from dreamtune.stages.adapters import Adapter, choose, record
 from dreamtune.stages.axes import Axis
 from dreamtune.stages.lines import OWN, Line
 from dreamtune.stages.looks import Beginning, looks_of
@@ -100,7 +100,7 @@ class Run:
                 {
                     "prompt": line.prompt,
                     "settings": {name: getattr(line.sample, name) for name in OWN},
-                    "adapters": [adapter.record() for adapter in dressed[i]],
+                    "adapters": [record(adapter) for adapter in dressed[i]],
                 }
                 for i, line in enumerate(self.lines)
             ],

@@ -77,15 +77,6 @@ class Trained:
     def weighted(self, weight: float) -> Trained:
         return dataclasses.replace(self, weight=weight)
 
-    def record(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "name": self.label,
-            "identifiers": self.identifiers,
-            "weight": self.weight,
-            "step": self.step,
-        }
-
     def check(self, base: Found) -> None:
         """Every byte."""
         self.artifact.check(deep=True)
