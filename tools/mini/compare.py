@@ -2,6 +2,7 @@
 
     python -m tools.mini.compare --work DIR                # all 60 held-out subjects
     python -m tools.mini.compare --work DIR --minutes 25   # as many as fit
+    python -m tools.mini.compare --work DIR --turn 1/2     # every second one: beside --turn 2/2
     python -m tools.mini.compare --work DIR --report       # what has been measured so far
 
 A run that was cut off goes on where it was. Subjects, prompts and judge are those of `joint`. Each
@@ -36,31 +37,29 @@ from dreamtune.stages.adapters import NONE
 from dreamtune.stages.lines import Line
 from tools.mini.evaluate import share
 from tools.mini.joint import IDENTIFIER, Judge, Subject, choose
-from tools.mini.sampling import GUIDANCE
 from tools.mini.settings import SETTINGS
 from tools.mini.words import STYLES
 
 LORA = {"rank": 16, "targets": ("all",)}
 BASELINE = "lora"
+# The defaults are for bases a hundred times as large. These rates, and the guidance below, were the
+# best of two or three tried on four subjects, with 60 to 200 updates.
+RATE = {"learning_rate": 2e-3}
 # Named before anything was measured: the four methods, then options of LoRA. (Training the token
 # with a LoRA is pivotal tuning, so that the fifth option is the fourth method.)
 ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    BASELINE: ("lora", LORA, {"learning_rate": 1e-3}),
-    "dreambooth": ("dreambooth", {}, {}),
-    "embedding": ("embedding", {}, {}),
-    "pivotal (train the token)": ("lora", LORA | {"train_token": True}, {"learning_rate": 1e-3}),
-    "prior (teacher)": ("lora", LORA, {"learning_rate": 1e-3, "prior": "teacher"}),
-    "perceptual": ("lora", LORA, {"learning_rate": 1e-3, "loss": "perceptual"}),
-    "min-SNR 5": ("lora", LORA, {"learning_rate": 1e-3, "min_snr_gamma": 5.0}),
-    "unfreezing 2:all@0.5": (
-        "lora",
-        LORA | {"train_text": True, "unfreeze": "2:all@0.5"},
-        {"learning_rate": 1e-3},
-    ),
+    BASELINE: ("lora", LORA, RATE),
+    "dreambooth": ("dreambooth", {}, {"learning_rate": 3e-4}),
+    "embedding": ("embedding", {}, {"learning_rate": 2e-2}),
+    "pivotal (train the token)": ("lora", LORA | {"train_token": True}, RATE),
+    "prior (teacher)": ("lora", LORA, RATE | {"prior": "teacher"}),
+    "perceptual": ("lora", LORA, RATE | {"loss": "perceptual"}),
+    "min-SNR 5": ("lora", LORA, RATE | {"min_snr_gamma": 5.0}),
+    "unfreezing 2:all@0.5": ("lora", LORA | {"train_text": True, "unfreeze": "2:all@0.5"}, RATE),
 }
 CONTROLS = ("base, the subject's name", "base, its twin's name", "another's adapter", "training")
 BATCH = 4
-CALIBRATION = (4, 16)  # updates of the two runs whose difference is the time of an update
+CALIBRATION = (5, 35)  # updates of the two runs whose difference is the time of an update
 SHORTEST = 8
 Row = dict[str, Any]
 
@@ -84,17 +83,27 @@ class Results:
         self.path, self.plan = path, dataclasses.asdict(plan)
         text = path.read_text() if path.exists() else ""
         lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-        self.lines = [line for line in lines if line["plan"] == self.plan]
+        same = [line for line in lines if line["plan"] == self.plan]
+        self.lines = [line for line in same if "arm" in line]
+        counts = [line["steps"] for line in same if "arm" not in line]
+        self.steps: dict[str, int] = counts[0] if counts else {}  # updates, by arm
 
     def find(self, subject: str, arm: str) -> Row | None:
         found = (x for x in self.lines if (x["subject"], x["arm"]) == (subject, arm))
         return next(found, None)
 
     def add(self, line: Row) -> None:
-        self.lines.append({**line, "plan": self.plan})
+        self.lines.append(line)
+        self._write(line)
+
+    def settle(self, steps: dict[str, int]) -> None:
+        self.steps = steps
+        self._write({"steps": steps})
+
+    def _write(self, line: Row) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(self.lines[-1]) + "\n")
+            file.write(json.dumps({**line, "plan": self.plan}) + "\n")
 
 
 class Bench:
@@ -127,6 +136,7 @@ class Bench:
     def steps(self, prepared: Artifact) -> dict[str, int]:
         """Updates that fill the seconds, by arm: by the difference of two short runs."""
         found = {}
+        self.learn(prepared, BASELINE, SHORTEST)  # what is loaded once is no arm's time
         for arm in ARMS:
             few, many = (self.learn(prepared, arm, count)[1] for count in CALIBRATION)
             update = max((many - few) / (CALIBRATION[1] - CALIBRATION[0]), 1e-4)
@@ -160,30 +170,25 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), plan)
         other: Artifact | None = None
-        steps: dict[str, int] = {}
         for number, subject in enumerate(subjects):
             wanted = [arm for arm in (*ARMS, *CONTROLS) if not results.find(subject.name, arm)]
             if not wanted:
                 continue
             prepared = bench.prepare(subject)
-            steps = steps or _steps(results, bench, prepared)
+            if not results.steps:
+                results.settle(bench.steps(prepared))
             adapters = {BASELINE: other} if other else {}
             for arm in wanted:
                 if time.monotonic() > until:
                     return
-                line = {"subject": subject.name, "arm": arm, "steps": steps.get(arm, 0)}
-                made, seconds = _made(bench, subject, judging, arm, prepared, steps, adapters)
+                updates = results.steps.get(arm, 0)
+                line = {"subject": subject.name, "arm": arm, "steps": updates}
+                made, seconds = _made(bench, subject, judging, arm, prepared, updates, adapters)
                 if made is not None:
                     seen = verdict(judging, subject, made)
                     results.add({**line, "seconds": round(seconds, 2), **seen})
             other = adapters.get(BASELINE, other)
             print(f"{number + 1} of {len(subjects)}: {subject.name}", flush=True)
-
-
-def _steps(results: Results, bench: Bench, prepared: Artifact) -> dict[str, int]:
-    """As measured before, where it was."""
-    known = {line["arm"]: line["steps"] for line in results.lines if line["arm"] in ARMS}
-    return known if known.keys() == ARMS.keys() else bench.steps(prepared) | known
 
 
 def _made(
@@ -192,7 +197,7 @@ def _made(
     judging: Judge,
     arm: str,
     prepared: Artifact,
-    steps: dict[str, int],
+    updates: int,
     adapters: dict[str, Artifact],
 ) -> tuple[np.ndarray | None, float]:
     """The pictures of an arm or control, and the seconds of its training."""
@@ -208,7 +213,7 @@ def _made(
     if arm == "another's adapter":
         other = adapters.get("other")
         return (bench.pictures(personal, other) if other else None), 0.0
-    adapter, seconds = bench.learn(prepared, arm, steps[arm])
+    adapter, seconds = bench.learn(prepared, arm, updates)
     if arm == BASELINE:
         if BASELINE in adapters:
             adapters["other"] = adapters[BASELINE]
@@ -260,20 +265,23 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("tools/mini/work/compare.jsonl"))
     parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
     parser.add_argument("--subjects", type=int, default=60)
-    parser.add_argument("--seconds", type=float, default=20.0, help="training of each arm, CPU")
+    parser.add_argument("--seconds", type=float, default=15.0, help="training of each arm, CPU")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no arm is begun")
     parser.add_argument("--count", type=int, default=2, help="pictures of each background")
     parser.add_argument("--views", type=int, default=2, help="behind each reference")
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--turn", default="1/1", help="K/N: the subjects of one of N processes")
     parser.add_argument("--report", action="store_true")
     ask = parser.parse_args()
     until = time.monotonic() + 60 * ask.minutes
     base = bases.find("mini").fingerprint()
-    plan = Plan(ask.setting, base, ask.seconds, ask.count, GUIDANCE, ask.views)
+    plan = Plan(ask.setting, base, ask.seconds, ask.count, ask.guidance, ask.views)
     results = Results(ask.results, plan)
     if not ask.report:
         judging = Judge(ask.work, SETTINGS[ask.setting], ask.views)
         subjects = choose(ask.work, SETTINGS[ask.setting], judging, ask.subjects)
-        measure(subjects, judging, results, plan, until)
+        turn, turns = map(int, ask.turn.split("/"))
+        measure(subjects[turn - 1 :: turns], judging, results, plan, until)
     print("\n".join(report(results)))
 
 

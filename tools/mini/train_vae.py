@@ -12,6 +12,7 @@ import math
 import random
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from multiprocessing import get_context
@@ -46,9 +47,13 @@ def build_vae() -> AutoencoderKL:
 
 
 def pictures(work: Path, setting: Settings, seed: int) -> np.ndarray:
-    """(CHUNK, 64, 64, 3) uint8, two composites to one texture; random crops where larger."""
+    """(CHUNK, 64, 64, 3) uint8, two composites to one texture; random crops where larger.
+
+    Of all concepts but the held-out ones, also those that the UNet never sees: what a person brings
+    is none of the words that it knows.
+    """
     rng = random.Random(seed)
-    drawn, _ = composites(work, setting, seed, CHUNK * 2 // 3)
+    drawn, _ = composites(work, replace(setting, drawn="all"), seed, CHUNK * 2 // 3)
     room = setting.pixels - CROP
     crops = []
     for picture in drawn:
