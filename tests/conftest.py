@@ -17,7 +17,8 @@ from hypothesis import settings
 from PIL import Image
 
 from dreamtune import fsops
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
+from dreamtune.store import Store
 
 # What lands must not depend on luck; DREAMTUNE_FUZZ=1 draws new examples.
 settings.register_profile("same", derandomize=not os.environ.get("DREAMTUNE_FUZZ"))

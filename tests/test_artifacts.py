@@ -19,9 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamtune import artifacts, console, fsops
-from dreamtune.artifacts import Artifact, Store, check_name, parse_ref, slug
+from dreamtune import artifacts, console, fsops, surroundings
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import Damaged, Locked, NotFound, Resources, Unsafe, Usage
+from dreamtune.names import check_name, parse_ref, slug
+from dreamtune.store import Store
 from tests.faults import EVERYTHING
 
 RECIPE = {"train": {"steps": 3, "sizes": [512, 768]}}
@@ -101,14 +103,14 @@ def test_the_key_knows_all_that_goes_in(store: Store, monkeypatch: pytest.Monkey
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     others.append(store.key("prep", 1, RECIPE, ["a"]))
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr(artifacts, "library_versions", lambda: {"torch": "0"})
+    monkeypatch.setattr(surroundings, "library_versions", lambda: {"torch": "0"})
     others.append(store.key("prep", 1, RECIPE, ["a"]))
     assert len({key, *others}) == len(others) + 1
 
 
 def test_library_versions_are_those_installed() -> None:
-    found = artifacts.library_versions()
-    assert set(found) == set(artifacts.LIBRARIES)
+    found = surroundings.library_versions()
+    assert set(found) == set(surroundings.LIBRARIES)
     assert found["torch"] == importlib.metadata.version("torch")
 
 
@@ -367,7 +369,7 @@ def with_schema(path: Path, schema: int, **renamed: str) -> None:
     """Write a manifest anew as a dreamtune with that schema would have, with other field names."""
     manifest = json.loads((path / "manifest.json").read_bytes())
     body = {renamed.get(k, k): v for k, v in manifest.items() if k != "sha256"}
-    data = artifacts._dumped({**body, "schema": schema})
+    data = artifacts.dumped({**body, "schema": schema})
     (path / "manifest.json").write_bytes(data)
 
 
@@ -409,7 +411,7 @@ def test_a_manifest_with_its_own_hash_and_wrong_values_is_damaged(store: Store, 
         if field == "recipe" and isinstance(value, dict):
             continue
         body = {"schema": 1, **{f: getattr(made, f) for f in artifacts.FIELDS}, field: value}
-        (made.path / "manifest.json").write_bytes(artifacts._dumped(body))
+        (made.path / "manifest.json").write_bytes(artifacts.dumped(body))
         with pytest.raises(Damaged):
             Artifact.load(made.path)
 
@@ -581,7 +583,7 @@ def test_a_long_job_that_fails_goes_on_where_it_was(store: Store) -> None:
         assert not draft.resumed
         assert [p.name for p in draft.path.rglob("*")] == ["checkpoints", "asked.json"]
         asked = json.loads((draft.path / "checkpoints" / "asked.json").read_text())
-        assert asked["key"] == "0" * 64 and asked["threads"] == artifacts.thread_count()
+        assert asked["key"] == "0" * 64 and asked["threads"] == surroundings.thread_count()
     with store.draft("adapter", "rex", key, {}, [], keep=True) as draft:
         assert draft.resumed
         assert (draft.path / "checkpoints" / "000100").read_bytes() == b"state"
@@ -647,7 +649,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from dreamtune import fsops
-from dreamtune.artifacts import Store
+from dreamtune.store import Store
 store = Store(Path(sys.argv[1]))
 with store.draft("prep", "rex", "k" * 64, {}, [], keep=sys.argv[2] == "keep") as draft:
     fsops.write_bytes(draft.path / "f", b"x")
@@ -698,7 +700,7 @@ RACE = """
 import sys, time
 from pathlib import Path
 from dreamtune import fsops
-from dreamtune.artifacts import Store
+from dreamtune.store import Store
 from dreamtune.errors import Locked
 store, who = Store(Path(sys.argv[1])), sys.argv[2]
 def attempt(n):

@@ -14,7 +14,8 @@ import pytest
 import typer
 
 from dreamtune import __version__, cli, console, errors, fsops, plugins, recipe
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
+from dreamtune.store import Store
 
 Done = subprocess.CompletedProcess[str]
 

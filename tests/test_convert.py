@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreamtune import bases
-from dreamtune.artifacts import Store
 from dreamtune.bases.weights import current
 from dreamtune.cli import run
 from dreamtune.formats import adapters, diffusers, embeddings, kohya, lora, lowrank
@@ -21,6 +20,7 @@ from dreamtune.formats.ldm import Blocks
 from dreamtune.formats.lora import Adapter, LoraWeights
 from dreamtune.formats.lowrank import Cut
 from dreamtune.fsops import write_safetensors
+from dreamtune.store import Store
 from tests import released, untrained
 
 NAMES = [*released.NAMES]

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dreamtune import bases, families
-from dreamtune.artifacts import Store
 from dreamtune.cli import run
 from dreamtune.errors import NonFinite, NotFound, Usage
 from dreamtune.formats import embeddings, kohya, lora
@@ -25,6 +24,7 @@ from dreamtune.stages import sample as stage
 from dreamtune.stages.adapters import choose
 from dreamtune.stages.foreign import Foreign
 from dreamtune.stages.lines import Line
+from dreamtune.store import Store
 from tests import untrained
 
 BASE = "tiny:sd"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dreamtune import families, fsops, plugins
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.formats import adapters, lora
 from dreamtune.methods import Concept
 from dreamtune.recipe import Chosen
@@ -19,6 +19,7 @@ from dreamtune.settings import Train
 from dreamtune.stages import origin, sets
 from dreamtune.stages import train as stage
 from dreamtune.stages.trained import Trained
+from dreamtune.store import Store
 from tests import forked, untrained
 from tests.test_matrix import predict
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamtune.artifacts import Store
+from dreamtune.store import Store
 from tests import forked
 
 RELEASES = sorted((Path(__file__).parent / "golden").iterdir())

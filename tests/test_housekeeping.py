@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from dreamtune import cli, console, floors, fsops
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import NotFound, Unsafe
+from dreamtune.store import Store
 
 DAY = 86400.0
 

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from dreamtune import families, plugins, settings
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.recipe import Chosen, method_options
 from dreamtune.sampling import Look
 from dreamtune.stages import sets, train
 from dreamtune.stages.trained import Trained
+from dreamtune.store import Store
 from tests.variants import VARIANTS
 
 LOOK = Look(steps=3, guidance=4.0, size=(64, 64))

@@ -11,12 +11,13 @@ import torch
 from accelerate import Accelerator
 
 from dreamtune import families, loop, losses, plugins
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import Usage
 from dreamtune.methods import Concept, _targets, _thaw
 from dreamtune.objective import Objective
 from dreamtune.sampling import Look, pictures
 from dreamtune.stages.trained import Trained
+from dreamtune.store import Store
 from tests import untrained
 from tests.test_matrix import predict, run_matrix_case
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from dreamtune import bases, families, settings
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.bases.overrides import Overridden, Overrides, override, recorded
 from dreamtune.errors import Unsafe, Usage
 from dreamtune.families import sd
 from dreamtune.stages import sample, train
 from dreamtune.stages.lines import Line
+from dreamtune.store import Store
 from tests.test_matrix import ask_for
 from tests.variants import said
 

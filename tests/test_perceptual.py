@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dreamtune import families, losses, perceptual
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.data.encoder import WEIGHTS, builtin_folder
 from dreamtune.data.tower import Tower
 from dreamtune.objective import Objective
+from dreamtune.store import Store
 from tests import forked
 from tests.test_parity import fixed_batch
 

@@ -19,11 +19,12 @@ import pytest
 from PIL import Image, ImageFilter
 
 from dreamtune import cli
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.data import decode
 from dreamtune.errors import NotFound, Usage
 from dreamtune.settings import Prep
 from dreamtune.stages import prep as stage
+from dreamtune.store import Store
 
 from .drawn import clock, encoded, picture
 

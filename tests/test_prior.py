@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dreamtune import families, losses
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.data.batches import CLASS, SUBJECT, TEACHER, Order, Prior, Table, make_batch
 from dreamtune.errors import Usage
 from dreamtune.methods import Concept
@@ -19,6 +19,7 @@ from dreamtune.methods.lora import Method, Options
 from dreamtune.objective import Objective
 from dreamtune.settings import Train
 from dreamtune.stages.encode import _deal
+from dreamtune.store import Store
 from tests import forked
 from tests.conftest import draw_photo
 

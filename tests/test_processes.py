@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from dreamtune import processes
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import Usage
+from dreamtune.store import Store
 from tests import forked
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dreamtune import fsops
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
+from dreamtune.store import Store
 from tests import forked
 from tests.faults import some
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import NotFound, Usage
 from dreamtune.formats import infotext
 from dreamtune.fsops import hash_file
 from dreamtune.stages.adapters import choose
+from dreamtune.store import Store
 from tests import forked
 from tests.conftest import draw_photo
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from dreamtune.artifacts import Store
 from dreamtune.errors import Usage
 from dreamtune.settings import Sample
 from dreamtune.stages.adapters import Adapter, choose
 from dreamtune.stages.axes import Axis
 from dreamtune.stages.lines import Line, is_prompt
 from dreamtune.stages.scenes import Scene, plan
+from dreamtune.store import Store
 from tests import untrained
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import Usage
 from dreamtune.stages.sets import find
+from dreamtune.store import Store
 from tests import forked
 
 TINY = ["--base", "tiny:sd", "--steps", "3", "--batch", "2", "--device", "cpu"]

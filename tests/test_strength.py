@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamtune.artifacts import Store
 from dreamtune.settings import Sample
 from dreamtune.stages import sample as stage
 from dreamtune.stages.lines import Line
+from dreamtune.store import Store
 from tests import untrained
 
 STRENGTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]

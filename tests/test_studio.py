@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dreamtune import bases, families, plugins
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import Usage
 from dreamtune.formats import infotext
 from dreamtune.formats.header import read_header
@@ -24,6 +24,7 @@ from dreamtune.stages.lines import Line
 from dreamtune.stages.studio import Studio
 from dreamtune.stages.trained import Trained
 from dreamtune.stages.writer import Writer
+from dreamtune.store import Store
 from tests import untrained
 from tests.test_matrix import predict
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import NonFinite
+from dreamtune.store import Store
 from tests import forked
 from tests.faults.test_signals import when_called
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from dreamtune import families, fsops, plugins
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.methods import Concept, Facts
+from dreamtune.store import Store
 
 
 def make(

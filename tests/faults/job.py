@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from dreamtune import checkpoints, draws, fsops
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.loop import Step
 from dreamtune.stages.log import Log
+from dreamtune.store import Store
 from tests.faults import some, tape
 from tests.faults.disk import Crash, crashes, put_down
 from tests.faults.tape import Op
@@ -130,7 +131,7 @@ def violations(root: Path, promised: Promised) -> list[str]:
     found = [f"{path.name}: {problem}" for path, some in report.items() for problem in some]
     there = {a.id: a for a in store.list()}
     found += [f"artifact {id[:6]} is lost" for id in promised.made - there.keys()]
-    last = [a.id for a in store._in_order()][-1:]
+    last = [a.id for a in store.in_order()][-1:]
     if promised.newest and not promised.newest.issuperset(last):
         found.append("which artifact was returned last is lost")
     finished = {a.key[:16] for a in there.values()}
@@ -191,7 +192,7 @@ def losses_on_the_way_back(tmp_path: Path, cuts: int, count: int) -> Iterator[st
     ops, _ = taped(tmp_path)
     for first, folder in states(fsops.make_folder(tmp_path / "empty"), ops, cuts, 60):
         before = Path(shutil.copytree(folder, tmp_path / "again" / "before"))
-        found = ("mark", "newest", *(a.id for a in Store(folder)._in_order()[-1:]))
+        found = ("mark", "newest", *(a.id for a in Store(folder).in_order()[-1:]))
         more, _ = tape_of(folder)
         whole = [*ops[: first.done], *[found] * (len(found) > 2), *more]
         start = len(whole) - len(more)

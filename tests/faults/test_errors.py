@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dreamtune import fsops
-from dreamtune.artifacts import Store
 from dreamtune.errors import Resources
+from dreamtune.store import Store
 from tests.faults import some, tape
 from tests.faults.job import Promised, job, taped, violations
 from tests.faults.tape import Op

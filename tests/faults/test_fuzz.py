@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dreamtune import checkpoints, fsops, recipe
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.bases.folder import Folder, check_config, read_json
 from dreamtune.data import dataset, intake, photos, texts
 from dreamtune.errors import UserError
 from dreamtune.formats import header, infotext, prompts
 from dreamtune.settings import Sample, Train
 from dreamtune.stages import inspect, lines
+from dreamtune.store import Store
 from tests.conftest import draw_photo
 from tests.faults import EVERYTHING
 
@@ -135,7 +136,12 @@ def _journal(data: bytes, folder: Path) -> None:
     (folder / "journal.jsonl").write_bytes(data)
     store = Store(folder)
     fsops.make_folder(folder / "prep" / "rex")
-    store.tags(), store._in_order(), store.unreadable_lines(), store._next_version("prep", "rex")
+    (
+        store.tags(),
+        store.in_order(),
+        store.journal.unreadable_lines(),
+        store.next_version("prep", "rex"),
+    )
 
 
 def _index(path: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dreamtune import fsops
-from dreamtune.artifacts import Store
 from dreamtune.errors import Resources
+from dreamtune.store import Store
 from tests import forked
 from tests.faults import job, kernel, some, tape
 from tests.faults.tape import Op

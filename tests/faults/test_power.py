@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreamtune import fsops
-from dreamtune.artifacts import Store
+from dreamtune.store import Store
 from tests.faults.disk import KILLED, Disk
 from tests.faults.job import job, losses, losses_on_the_way_back, states, taped
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from dreamtune.artifacts import Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import UserError
+from dreamtune.store import Store
 from tests import forked
 from tests.conftest import draw_photo
 from tests.faults import some, tape
@@ -61,7 +62,7 @@ def taped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Taped]:
         before = Path(shutil.copytree(folder / "artifacts", folder / f"before-{name}"))
         prepare = functools.partial(record, folder / "artifacts", folder / name)
         assert forked.run(args, folder, prepare=prepare) == 0, (folder / "stderr").read_text()
-        made = Store(folder / "artifacts")._in_order()[-1]
+        made = Store(folder / "artifacts").in_order()[-1]
         ops = tape.read(folder / name)
         found[name] = Taped(args, before, folder / "photos", ops, made.id)
     return found
@@ -69,13 +70,14 @@ def taped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Taped]:
 
 def record(root: Path, file: Path) -> None:
     """In the child: write down changes, and what is promised on the way."""
-    from dreamtune import artifacts, checkpoints
+    from dreamtune import checkpoints
+    from dreamtune.store import Draft
 
     inline()
     note = tape.record(root, file)
-    commit, save = artifacts.Draft.commit, checkpoints.save
+    commit, save = Draft.commit, checkpoints.save
 
-    def committed(draft: artifacts.Draft, run: dict[str, Any]) -> artifacts.Artifact:
+    def committed(draft: Draft, run: dict[str, Any]) -> Artifact:
         artifact = commit(draft, run)
         note(("mark", "made", artifact.id))
         note(("mark", "newest", artifact.id))
@@ -86,7 +88,7 @@ def record(root: Path, file: Path) -> None:
         if step:  # not a rehearsal
             note(("mark", "saved", folder.parent.name.removeprefix(".work-"), step))
 
-    artifacts.Draft.commit = committed  # type: ignore[method-assign]
+    Draft.commit = committed  # type: ignore[method-assign]
     checkpoints.save = saved  # type: ignore[assignment]
 
 
@@ -114,7 +116,7 @@ def finish(run: Taped, folder: Path) -> str:
     assert code == 0, (folder / "stderr").read_text()
     store = Store(folder / "artifacts")
     assert not any(store.verify(deep=True).values())
-    return store._in_order()[-1].id
+    return store.in_order()[-1].id
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
+from dreamtune.store import Store
 from tests import forked
 from tests.conftest import draw_photo
 from tests.faults import some

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from dreamtune import bases
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.recipe import Chosen, method_options
 from dreamtune.settings import Prep, Sample, Train
 from dreamtune.stages import prep as prep_stage
@@ -35,6 +35,7 @@ from dreamtune.stages import sets
 from dreamtune.stages import train as train_stage
 from dreamtune.stages.adapters import NONE
 from dreamtune.stages.lines import Line
+from dreamtune.store import Store
 from tools.mini.evaluate import share
 from tools.mini.joint import IDENTIFIER, Judge, Subject, choose
 from tools.mini.settings import SETTINGS
@@ -57,6 +58,9 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "min-SNR 5": ("lora", LORA, RATE | {"min_snr_gamma": 5.0}),
     "unfreezing 2:all@0.5": ("lora", LORA | {"train_text": True, "unfreeze": "2:all@0.5"}, RATE),
 }
+# The same adapter at less than its whole strength: likeness should rise with it.
+SCALED = "pivotal (train the token)"
+STRENGTHS = {f"{SCALED} at {s:g}": s for s in (0.0, 0.25, 0.5, 0.75)}
 CONTROLS = ("base, the subject's name", "base, its twin's name", "another's adapter", "training")
 BATCH = 4
 CALIBRATION = (5, 35)  # updates of the two runs whose difference is the time of an update
@@ -163,6 +167,46 @@ def verdict(judging: Judge, subject: Subject, pictures: np.ndarray) -> Row:
     return {"verdicts": verdicts, "likeness": [round(float(x), 4) for x in likeness[:, 0]]}
 
 
+@dataclass
+class Turn:
+    """One subject's arms and controls. other: the baseline's adapter of another subject."""
+
+    bench: Bench
+    judging: Judge
+    subject: Subject
+    steps: dict[str, int]
+    other: Artifact | None
+
+    def __post_init__(self) -> None:
+        self.prepared = self.bench.prepare(self.subject)
+        self.learned: dict[str, tuple[Artifact, float]] = {}
+
+    def learn(self, arm: str) -> tuple[Artifact, float]:
+        if arm not in self.learned:
+            self.learned[arm] = self.bench.learn(self.prepared, arm, self.steps[arm])
+        return self.learned[arm]
+
+    def pictures(self, arm: str) -> tuple[np.ndarray | None, float]:
+        """Those of an arm, control or strength, and the seconds of its training."""
+        word, names = IDENTIFIER, self.subject.concept.names
+        if arm == "training":
+            return np.concatenate([self.subject.pictures] * len(self.subject.colours)), 0.0
+        if arm == "base, the subject's name":
+            return self._drawn(names[0], None), 0.0
+        if arm == "base, its twin's name":
+            return self._drawn(self.judging.twin(self.subject).names[0], None), 0.0
+        kind = self.subject.concept.category
+        if arm == "another's adapter":
+            return (self._drawn(f"{word} {kind}", self.other) if self.other else None), 0.0
+        mark = f":{STRENGTHS[arm]:g}" if arm in STRENGTHS else ""
+        adapter, seconds = self.learn(SCALED if arm in STRENGTHS else arm)
+        return self._drawn(f"{word}{mark} {kind}", adapter), seconds
+
+    def _drawn(self, thing: str, adapter: Artifact | None) -> np.ndarray:
+        style = STYLES[self.subject.style][0]
+        return self.bench.pictures(self.subject.prompts(f"{style} {thing}"), adapter)
+
+
 def measure(
     subjects: Sequence[Subject], judging: Judge, results: Results, plan: Plan, until: float
 ) -> None:
@@ -171,67 +215,37 @@ def measure(
         bench = Bench(Path(folder), plan)
         other: Artifact | None = None
         for number, subject in enumerate(subjects):
-            wanted = [arm for arm in (*ARMS, *CONTROLS) if not results.find(subject.name, arm)]
+            every = (*ARMS, *STRENGTHS, *CONTROLS)
+            wanted = [arm for arm in every if not results.find(subject.name, arm)]
             if not wanted:
                 continue
-            prepared = bench.prepare(subject)
+            turn = Turn(bench, judging, subject, results.steps, other)
             if not results.steps:
-                results.settle(bench.steps(prepared))
-            adapters = {BASELINE: other} if other else {}
+                results.settle(bench.steps(turn.prepared))
+                turn.steps = results.steps
             for arm in wanted:
                 if time.monotonic() > until:
                     return
-                updates = results.steps.get(arm, 0)
-                line = {"subject": subject.name, "arm": arm, "steps": updates}
-                made, seconds = _made(bench, subject, judging, arm, prepared, updates, adapters)
+                made, seconds = turn.pictures(arm)
                 if made is not None:
-                    seen = verdict(judging, subject, made)
-                    results.add({**line, "seconds": round(seconds, 2), **seen})
-            other = adapters.get(BASELINE, other)
+                    line = {"subject": subject.name, "arm": arm, "seconds": round(seconds, 2)}
+                    results.add(line | verdict(judging, subject, made))
+            other = turn.learn(BASELINE)[0]
             print(f"{number + 1} of {len(subjects)}: {subject.name}", flush=True)
-
-
-def _made(
-    bench: Bench,
-    subject: Subject,
-    judging: Judge,
-    arm: str,
-    prepared: Artifact,
-    updates: int,
-    adapters: dict[str, Artifact],
-) -> tuple[np.ndarray | None, float]:
-    """The pictures of an arm or control, and the seconds of its training."""
-    style = STYLES[subject.style][0]
-    personal = subject.prompts(f"{style} {IDENTIFIER} {subject.concept.category}")
-    if arm == "training":
-        return np.concatenate([subject.pictures] * len(subject.colours)), 0.0
-    if arm == "base, the subject's name":
-        return bench.pictures(subject.prompts(f"{style} {subject.concept.names[0]}"), None), 0.0
-    if arm == "base, its twin's name":
-        twin = judging.twin(subject).names[0]
-        return bench.pictures(subject.prompts(f"{style} {twin}"), None), 0.0
-    if arm == "another's adapter":
-        other = adapters.get("other")
-        return (bench.pictures(personal, other) if other else None), 0.0
-    adapter, seconds = bench.learn(prepared, arm, updates)
-    if arm == BASELINE:
-        if BASELINE in adapters:
-            adapters["other"] = adapters[BASELINE]
-        adapters[BASELINE] = adapter
-    return bench.pictures(personal, adapter), seconds
 
 
 def report(results: Results) -> Iterator[str]:
     """A row for each arm, and its paired difference from the baseline."""
     plain = {x["subject"]: x for x in results.lines if x["arm"] == BASELINE}
-    for arm in (*ARMS, *CONTROLS):
+    for arm in (*ARMS, *STRENGTHS, *CONTROLS):
         lines = [line for line in results.lines if line["arm"] == arm]
         if not lines:
             continue
         verdicts = torch.tensor([v for line in lines for v in line["verdicts"]])
         subject, ground = verdicts.bool().T
         likeness = np.mean([np.mean(line["likeness"]) for line in lines])
-        row = f"{arm}: {len(lines)} subjects, {lines[0]['steps']} updates; subject {share(subject)}"
+        updates = f"{results.steps[arm]} updates; " if arm in ARMS else ""
+        row = f"{arm}: {len(lines)} subjects, {updates}subject {share(subject)}"
         row += f", background {share(ground)}, both {share(subject & ground)}"
         row += f", likeness {likeness:.3f}"
         pairs = [(line, plain[line["subject"]]) for line in lines if line["subject"] in plain]
@@ -241,6 +255,19 @@ def report(results: Results) -> Iterator[str]:
                 for name, of in (("both", _both), ("likeness", _likeness))
             )
         yield row
+    ranks = list(strengths(results))
+    if ranks:
+        yield f"likeness and strength, Spearman: {interval(ranks)}, median {np.median(ranks):.2f}"
+
+
+def strengths(results: Results) -> Iterator[float]:
+    """Of each subject, the rank correlation of likeness with strength (five of them)."""
+    arms = [*STRENGTHS, SCALED]
+    for subject in dict.fromkeys(line["subject"] for line in results.lines):
+        found = [results.find(subject, arm) for arm in arms]
+        values = [_likeness(line) for line in found if line]
+        if len(values) == len(arms):
+            yield float(np.corrcoef(np.argsort(np.argsort(values)), range(len(arms)))[0, 1])
 
 
 def _both(line: Row) -> float:

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.methods import lora
 from dreamtune.recipe import Chosen
 from dreamtune.settings import Prep, Sample, Train
@@ -37,6 +37,7 @@ from dreamtune.stages import sets
 from dreamtune.stages import train as train_stage
 from dreamtune.stages.adapters import NONE
 from dreamtune.stages.lines import Line
+from dreamtune.store import Store
 from tools.mini import judge
 from tools.mini.artwork import Concept, load_concepts, load_masters
 from tools.mini.compose import compose, random_background

@@ -15,8 +15,8 @@ def register(app: typer.Typer) -> None:
 
 def run(json: flags.Json = False, store: flags.Store = None) -> None:
     """Look at libraries, devices, disk, caches and the store; the exit code tells of a fault."""
-    from ..artifacts import Store
     from ..stages import doctor
+    from ..store import Store
 
     findings = list(doctor.look(Store.open(store)))
     if json:

@@ -42,9 +42,9 @@ def run(
     or too large for the precision, 15 disk full, 17 would overwrite.
     """
     from .. import devices
-    from ..artifacts import Store
     from ..formats.lowrank import Cut
     from ..stages import export, extract
+    from ..store import Store
 
     _files.check("--to", to, _files.LAYOUTS)
     _files.check("--precision", precision, _files.PRECISIONS)

@@ -26,9 +26,9 @@ def run(
     store: flags.Store = None,
 ) -> None:
     """Remove old cache entries and abandoned runs; artifacts are never touched."""
-    from ..artifacts import Store
     from ..errors import Usage
     from ..stages import gc
+    from ..store import Store
 
     if days != days or cache != cache:  # NaN is below no minimum
         raise Usage("--days and --cache are numbers")

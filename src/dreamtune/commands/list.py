@@ -20,7 +20,7 @@ def run(
     store: flags.Store = None,
 ) -> None:
     """List artifacts: a table on a terminal, one path a line in a pipe."""
-    from ..artifacts import Store
+    from ..store import Store
 
     opened = Store.open(store)
     report = opened.verify()

@@ -22,8 +22,8 @@ def run(
     store: flags.Store = None,
 ) -> None:
     """Show what an artifact was made from, down to the hashes of the photos."""
-    from ..artifacts import Store
     from ..stages import lineage
+    from ..store import Store
 
     node = lineage.trace(Store.open(store), ref, kind)
     if json:

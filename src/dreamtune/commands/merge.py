@@ -43,8 +43,8 @@ def run(
     Exit codes: 2 it does not fit, 10 not found, 12 damaged, 13 a pickle, 14 NaN or too large for
     the precision, 15 disk full, 17 would overwrite.
     """
-    from ..artifacts import Store
     from ..stages import convert, export, merge
+    from ..store import Store
 
     home, cut = Store.open(store), _files.cut(rank, energy)
     _files.check("--to", to, _files.LAYOUTS)

@@ -32,9 +32,9 @@ def run(
 
     dreamtune prep ./photos --class dog
     """
-    from ..artifacts import Store
     from ..errors import SetAside
     from ..stages import prep as stage
+    from ..store import Store
 
     artifact, outcome = stage.run(folder, prep, Store.open(store), name, dry_run)
     if json:

@@ -24,8 +24,8 @@ def dump(
 ) -> None:
     """Print a complete recipe as TOML: of an artifact, or with every default written out."""
     from .. import recipe
-    from ..artifacts import Store
     from ..errors import NotFound
+    from ..store import Store
 
     try:
         text = recipe.describe(recipe.validate(recipe.find(source) if source else None))

@@ -35,8 +35,8 @@ def run(
     """
     from dataclasses import replace
 
-    from ..artifacts import Store
     from ..stages import convert, export, merge
+    from ..store import Store
 
     cut = _files.cut(rank, energy)
     if cut is None:

@@ -25,8 +25,8 @@ def run(
     store: flags.Store = None,
 ) -> None:
     """Delete artifacts for good. Their version numbers are not used again."""
-    from ..artifacts import Store
     from ..stages import removal
+    from ..store import Store
 
     opened = Store.open(store)
     folders = [removal.folder(opened, ref, kind) for ref in refs]

@@ -58,8 +58,8 @@ def run(
     store: flags.Store = None,
 ) -> None:
     """Make pictures, and print the folder that holds them."""
-    from ..artifacts import Store
     from ..stages import sample as stage
+    from ..store import Store
 
     home, refs = Store.open(store), adapters or []
     _check_out(out, force)

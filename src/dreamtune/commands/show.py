@@ -21,7 +21,8 @@ def run(
 ) -> None:
     """Show an artifact: where it came from, its settings and its files."""
     from .. import recipe
-    from ..artifacts import MANIFEST, Store
+    from ..artifacts import MANIFEST
+    from ..store import Store
 
     artifact = Store.open(store).resolve(ref, kind)
     if json:

@@ -25,8 +25,8 @@ def run(
 
     A tag stands wherever an artifact can be named. Using it again moves it.
     """
-    from ..artifacts import Store
     from ..errors import Usage
+    from ..store import Store
 
     opened = Store.open(store)
     if delete is not None and ref is None:

@@ -45,9 +45,10 @@ def run(
     store: flags.Store = None,
 ) -> None:
     """Train an adapter on prepared photos, and print its folder."""
-    from ..artifacts import Store, check_name
+    from ..names import check_name
     from ..stages import convert
     from ..stages import train as stage
+    from ..store import Store
 
     home = Store.open(store)
     if out:

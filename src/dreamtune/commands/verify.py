@@ -21,8 +21,8 @@ def run(
     store: flags.Store = None,
 ) -> None:
     """Check artifacts against their manifests; exit code 12 when anything differs."""
-    from ..artifacts import Store
     from ..errors import Damaged, NotFound
+    from ..store import Store
 
     opened = Store.open(store)
     if refs:

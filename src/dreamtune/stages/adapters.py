@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamtune import console
-from dreamtune.artifacts import Artifact, Store, parse_ref
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import NotFound, Usage
 from dreamtune.methods import Concept
+from dreamtune.names import parse_ref
 from dreamtune.settings import IDENTIFIER
 from dreamtune.stages import sources
 from dreamtune.stages.foreign import Foreign
 from dreamtune.stages.trained import Trained
+from dreamtune.store import Store
 
 if TYPE_CHECKING:
     from dreamtune.bases import Found

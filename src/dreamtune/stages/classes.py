@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import bases, console, devices, fsops
-from dreamtune.artifacts import Artifact, Draft, Store, slug
+from dreamtune.artifacts import Artifact
 from dreamtune.bases.overrides import Overrides, override
 from dreamtune.errors import NonFinite, Usage
+from dreamtune.names import slug
 from dreamtune.settings import Train
+from dreamtune.store import Draft, Store
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from dreamtune import bases, console
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.bases import Tiny, weights
 from dreamtune.bases.folder import INDEX, Folder
 from dreamtune.bases.single import Single
@@ -16,6 +16,7 @@ from dreamtune.formats.ldm import Blocks
 from dreamtune.stages import export, folders, single_files, sources
 from dreamtune.stages.models import Changed, Model, Readable, Tuned, Written
 from dreamtune.stages.sources import FACTS, Ground, Source
+from dreamtune.store import Store
 
 SUFFIX = ".safetensors"
 

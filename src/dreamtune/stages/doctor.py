@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamtune import __version__, floors, fsops
-from dreamtune.artifacts import Store, thread_count
 from dreamtune.errors import Damaged, Resources, Unsafe, Usage
 from dreamtune.stages import gc
+from dreamtune.store import Store
+from dreamtune.surroundings import thread_count
 
 GIB = 2**30
 LOW = 2 * GIB  # free disk below which a run may not find room
@@ -90,7 +91,7 @@ def _store(store: Store) -> Iterator[Finding]:
     yield Finding("store", f"{len(report)} artifacts at {_short(store.path)}")
     for path in damaged:
         yield Finding("damaged", f"{_short(path)}: {report[path][0]}", Damaged.code)
-    if lines := store.unreadable_lines():
+    if lines := store.journal.unreadable_lines():
         yield Finding("journal", f"{lines} lines cannot be read and are passed over", note=True)
     for draft in store.drafts():
         state = "under way" if fsops.is_locked(draft.parent / ".lock") else "interrupted"

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import console, devices
-from dreamtune.artifacts import Store, library_versions, thread_count
 from dreamtune.errors import Usage
 from dreamtune.settings import Train
+from dreamtune.store import Store
+from dreamtune.surroundings import library_versions, thread_count
 
 Size = tuple[int, int]  # (width, height) px
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamtune import console
-from dreamtune.artifacts import Store, slug
 from dreamtune.errors import NonFinite, Usage
 from dreamtune.formats import lowrank
 from dreamtune.formats.lora import DENOISERS, TEXT_ENCODERS
 from dreamtune.formats.lowrank import Cut
+from dreamtune.names import slug
 from dreamtune.stages import convert, models, sources
 from dreamtune.stages.merge import Kept
 from dreamtune.stages.models import Model, Readable, Tuned
 from dreamtune.stages.sources import Ground, Source
+from dreamtune.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreamtune import plugins, recipe
-from dreamtune.artifacts import slug
 from dreamtune.bases import Tiny, hashes
 from dreamtune.bases.overrides import Overridden
 from dreamtune.formats import adapters, header, lora
 from dreamtune.formats.ldm import Blocks
 from dreamtune.methods import Concept, Weights
+from dreamtune.names import slug
 from dreamtune.stages import sources
 
 if TYPE_CHECKING:

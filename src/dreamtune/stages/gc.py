@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamtune import fsops
-from dreamtune.artifacts import ASKED, CHECKPOINTS, Store
+from dreamtune.artifacts import ASKED, CHECKPOINTS
 from dreamtune.errors import Locked
+from dreamtune.store import Store
 
 DAY = 86400.0
 GIB = 2**30

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dreamtune import fsops
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import NotFound
+from dreamtune.store import Store
 
 Node = dict[str, Any]
 PHOTOS = "samples.jsonl"  # a prep artifact's list of its photos
@@ -29,7 +30,7 @@ def trace(store: Store, ref: str, kind: str | None = None) -> Node:
 def _holder(store: Store, file: Path) -> Artifact:
     """The artifact with a file of these bytes, the last returned first."""
     digest = fsops.hash_file(file)
-    for artifact in reversed(store._in_order()):
+    for artifact in reversed(store.in_order()):
         if any(entry["sha256"] == digest for entry in artifact.files.values()):
             return artifact
     raise NotFound(

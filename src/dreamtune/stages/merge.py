@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamtune import bases, console
-from dreamtune.artifacts import Store
 from dreamtune.errors import Usage
 from dreamtune.formats import lora, lowrank, target
 from dreamtune.formats.ldm import Blocks
@@ -20,6 +19,7 @@ from dreamtune.stages import convert, export, models, sources
 from dreamtune.stages.export import Wish
 from dreamtune.stages.models import Changed, Readable, Tuned, Written
 from dreamtune.stages.sources import Ground, Source
+from dreamtune.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import bases, console, fsops, plugins, recipe
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import Usage
 from dreamtune.formats.ldm import Blocks
 from dreamtune.methods import Concept, Start
@@ -24,6 +24,7 @@ from dreamtune.recipe import Chosen
 from dreamtune.settings import Train
 from dreamtune.stages import sources
 from dreamtune.stages.sets import PhotoSet, whole
+from dreamtune.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor

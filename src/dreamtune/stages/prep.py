@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from .. import console, floors, fsops, recipe
-from ..artifacts import CHECKPOINTS, Artifact, Store, check_name, slug
+from ..artifacts import CHECKPOINTS, Artifact
 from ..data import album, captioner, captions, encoder, focus, intake, judge, zeroshot
 from ..data.captions import Concept
 from ..data.examine import read
@@ -34,7 +34,9 @@ from ..data.intake import Intake
 from ..data.judge import Verdict
 from ..data.photos import Rejected, Seeing
 from ..errors import Usage, suggest
+from ..names import check_name, slug
 from ..settings import Prep
+from ..store import Store
 from . import contact
 
 VERSION = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dreamtune.artifacts import Store
 from dreamtune.errors import Usage
+from dreamtune.store import Store
 
 
 def folder(store: Store, ref: str, kind: str | None) -> Path:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import checkpoints, console
-from dreamtune.artifacts import ASKED, CHECKPOINTS, Draft, surroundings
+from dreamtune.artifacts import ASKED, CHECKPOINTS
 from dreamtune.errors import NotFound, Usage, WouldOverwrite
+from dreamtune.store import Draft
+from dreamtune.surroundings import surroundings
 
 if TYPE_CHECKING:
     from dreamtune.stages.train import Run

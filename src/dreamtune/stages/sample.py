@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import bases, console, fsops
-from dreamtune.artifacts import Artifact, Draft, Store, slug
+from dreamtune.artifacts import Artifact
 from dreamtune.bases.overrides import Overrides, override, recorded
 from dreamtune.errors import Usage
 from dreamtune.formats import prompts
+from dreamtune.names import slug
 from dreamtune.settings import IDENTIFIER, Sample
 from dreamtune.stages.adapters import Adapter, choose, record
 from dreamtune.stages.axes import Axis
@@ -24,6 +25,7 @@ from dreamtune.stages.looks import Beginning, looks_of
 from dreamtune.stages.scenes import Scene, check_negatives, plan
 from dreamtune.stages.studio import Studio
 from dreamtune.stages.writer import Writer
+from dreamtune.store import Draft, Store
 
 if TYPE_CHECKING:
     from PIL import Image

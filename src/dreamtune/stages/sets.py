@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import console
-from dreamtune.artifacts import Artifact, Store, parse_ref
+from dreamtune.artifacts import Artifact
 from dreamtune.errors import NotFound, Usage
+from dreamtune.names import parse_ref
 from dreamtune.settings import IDENTIFIER
+from dreamtune.store import Store
 
 if TYPE_CHECKING:
     from dreamtune.data.dataset import Sample

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import bases
-from dreamtune.artifacts import Artifact, Store, parse_ref
+from dreamtune.artifacts import Artifact
 from dreamtune.bases import Base, Tiny
 from dreamtune.errors import Damaged, NonFinite, NotFound, Usage
 from dreamtune.formats import adapters, target
 from dreamtune.formats.ldm import Blocks
+from dreamtune.names import parse_ref
+from dreamtune.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor

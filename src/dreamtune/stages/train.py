@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreamtune import bases, console, devices, families, processes, recipe
-from dreamtune.artifacts import Artifact, Store
+from dreamtune.artifacts import Artifact
 from dreamtune.bases import Found
 from dreamtune.bases.overrides import Overrides, override
 from dreamtune.errors import Usage
@@ -19,6 +19,7 @@ from dreamtune.stages import classes, origin, propose, resume, sets
 from dreamtune.stages.origin import Origin
 from dreamtune.stages.sets import PhotoSet
 from dreamtune.stages.training import Training
+from dreamtune.store import Store
 
 VERSION = 1  # of what an adapter artifact holds and how it is made
 

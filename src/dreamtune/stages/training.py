@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamtune import console, devices, families, processes
-from dreamtune.artifacts import Artifact, Draft
+from dreamtune.artifacts import Artifact
 from dreamtune.stages import result
 from dreamtune.stages.encode import Encoder
 from dreamtune.stages.learner import Learner
 from dreamtune.stages.lesson import Lessons
 from dreamtune.stages.signals import signals
 from dreamtune.stages.steps import Steps
+from dreamtune.store import Draft
 
 if TYPE_CHECKING:
     from dreamtune.stages.train import Run
