@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -163,6 +165,35 @@ def test_a_last_update_that_diverges_leaves_no_adapter(folder: Path) -> None:
     assert forked.run([*TINY, *wild], folder) == 14, (folder / "stderr").read_text()
     assert "is not finite at step 3" in (folder / "stderr").read_text()
     assert Store.open(folder / "artifacts").list("adapter") == []
+
+
+def note_timesteps(file: Path) -> None:
+    """In the child: write down what the objective noises by, a line a micro-batch."""
+    from dreamtune.diffusion import Ddpm
+
+    original = Ddpm.timesteps
+
+    def noted(self: Ddpm, u: Any, size: tuple[int, int]) -> Any:
+        times = original(self, u, size)
+        with file.open("a") as lines:
+            print(*times.tolist(), file=lines)
+        return times
+
+    Ddpm.timesteps = noted  # type: ignore[method-assign]
+
+
+def test_a_run_that_diverges_says_what_it_looked_at(folder: Path) -> None:
+    wild = ["--steps", "8", "--learning-rate", "10", "--weight-decay", "1"]
+    wild += ["--accumulation", "2", "--prior", "teacher"]
+    note = functools.partial(note_timesteps, folder / "times")
+    assert forked.run([*TINY, *wild], folder, prepare=note) == 14
+    said = (folder / "stderr").read_text()
+    step = int(re.search(r"the loss is nan at step (\d+)", said)[1])  # type: ignore[index]
+    named = re.findall(r"\.png at timestep (\d+)", said)
+    lines = (folder / "times").read_text().splitlines()[2:]  # those before are of the rehearsal
+    updates = [lines[n : n + 2] for n in range(0, len(lines), 2)]
+    subjects = [time for line in updates[step - 1] for time in line.split()[:2]]
+    assert len(named) == 4 and named == subjects
 
 
 @pytest.mark.parametrize(
