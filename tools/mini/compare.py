@@ -1,14 +1,21 @@
-"""The methods and options side by side on `mini`: the same subjects, the same training time.
+"""Joint success, and the methods and options side by side: the same subjects and training time.
 
     python -m tools.mini.compare --work DIR                # all 60 held-out subjects
     python -m tools.mini.compare --work DIR --minutes 25   # as many as fit
     python -m tools.mini.compare --work DIR --turn 1/2     # every second one: beside --turn 2/2
     python -m tools.mini.compare --work DIR --report       # what has been measured so far
+    python -m tools.mini.compare --work DIR --sheet FILE   # pictures of twelve
 
-A run that was cut off goes on where it was. Subjects, prompts and judge are those of `joint`. Each
-arm trains for the same processor time, by a rate of updates that is measured once; the results are
-lines of a file. For each arm: subject, background and both (joint success), the likeness (cosine of
-features to the subject's), and its difference from plain LoRA with a 95 % interval over subjects.
+Does personalisation give the subject and a new background in one picture? `prep`, `train` and
+`sample` are dreamtune's own. A picture succeeds when the subject is the nearest of all emoji of its
+style, by the features of `evaluate`, and its background is the colour asked for. Four controls are
+asked the same: the base with the subject's own name, the base with the name of the trained emoji
+that looks most like it, another subject's adapter, and the training pictures as they are.
+
+A run that was cut off goes on where it was. Each arm trains for the same processor time, by a rate
+of updates that is measured once; the results are lines of a file. For each arm: subject, background
+and both (joint success), the likeness (cosine of features to the subject's), and its difference
+from plain LoRA with a 95 % interval over subjects.
 """
 
 import argparse
@@ -36,9 +43,10 @@ from dreamtune.stages import train as train_stage
 from dreamtune.stages.adapters import NONE
 from dreamtune.stages.lines import Line
 from dreamtune.store import Store
+from tools.mini.artwork import Concept
 from tools.mini.evaluate import share
-from tools.mini.joint import IDENTIFIER, Judge, Subject, choose
 from tools.mini.settings import SETTINGS
+from tools.mini.subjects import PHOTO, Judge, Subject, choose
 from tools.mini.words import STYLES
 
 LORA = {"rank": 16, "targets": ("all",)}
@@ -62,9 +70,11 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 SCALED = "pivotal (train the token)"
 STRENGTHS = {f"{SCALED} at {s:g}": s for s in (0.0, 0.25, 0.5, 0.75)}
 CONTROLS = ("base, the subject's name", "base, its twin's name", "another's adapter", "training")
+IDENTIFIER = "[V01]"
 BATCH = 4
 CALIBRATION = (5, 35)  # updates of the two runs whose difference is the time of an update
 SHORTEST = 8
+SHOWN = 12  # subjects of a sheet
 Row = dict[str, Any]
 
 
@@ -169,11 +179,14 @@ def verdict(judging: Judge, subject: Subject, pictures: np.ndarray) -> Row:
 
 @dataclass
 class Turn:
-    """One subject's arms and controls. other: the baseline's adapter of another subject."""
+    """One subject's arms and controls.
+
+    twin: the trained concept that looks most like it. other: another subject's baseline adapter.
+    """
 
     bench: Bench
-    judging: Judge
     subject: Subject
+    twin: Concept
     steps: dict[str, int]
     other: Artifact | None
 
@@ -188,19 +201,19 @@ class Turn:
 
     def pictures(self, arm: str) -> tuple[np.ndarray | None, float]:
         """Those of an arm, control or strength, and the seconds of its training."""
-        word, names = IDENTIFIER, self.subject.concept.names
+        concept, word = self.subject.concept, IDENTIFIER
         if arm == "training":
             return np.concatenate([self.subject.pictures] * len(self.subject.colours)), 0.0
         if arm == "base, the subject's name":
-            return self._drawn(names[0], None), 0.0
+            return self._drawn(concept.names[0], None), 0.0
         if arm == "base, its twin's name":
-            return self._drawn(self.judging.twin(self.subject).names[0], None), 0.0
-        kind = self.subject.concept.category
+            return self._drawn(self.twin.names[0], None), 0.0
         if arm == "another's adapter":
-            return (self._drawn(f"{word} {kind}", self.other) if self.other else None), 0.0
+            thing = f"{word} {concept.category}"
+            return (self._drawn(thing, self.other) if self.other else None), 0.0
         mark = f":{STRENGTHS[arm]:g}" if arm in STRENGTHS else ""
         adapter, seconds = self.learn(SCALED if arm in STRENGTHS else arm)
-        return self._drawn(f"{word}{mark} {kind}", adapter), seconds
+        return self._drawn(f"{word}{mark} {concept.category}", adapter), seconds
 
     def _drawn(self, thing: str, adapter: Artifact | None) -> np.ndarray:
         style = STYLES[self.subject.style][0]
@@ -219,7 +232,7 @@ def measure(
             wanted = [arm for arm in every if not results.find(subject.name, arm)]
             if not wanted:
                 continue
-            turn = Turn(bench, judging, subject, results.steps, other)
+            turn = Turn(bench, subject, judging.twin(subject), results.steps, other)
             if not results.steps:
                 results.settle(bench.steps(turn.prepared))
                 turn.steps = results.steps
@@ -286,6 +299,20 @@ def interval(differences: Sequence[float]) -> str:
     return f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
+def sheet(subjects: Sequence[Subject], judging: Judge, results: Results, plan: Plan) -> Image.Image:
+    """A column for each subject: a training picture above, then the baseline's, all PHOTO px."""
+    columns = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), plan)
+        for subject in subjects:
+            turn = Turn(bench, subject, judging.twin(subject), results.steps, None)
+            made, _ = turn.pictures(BASELINE)
+            assert made is not None
+            cells = [Image.fromarray(cell) for cell in (subject.pictures[0], *made)]
+            columns.append(np.concatenate([cell.resize((PHOTO, PHOTO)) for cell in cells]))
+    return Image.fromarray(np.concatenate(columns, axis=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
@@ -299,6 +326,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--turn", default="1/1", help="K/N: the subjects of one of N processes")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--sheet", type=Path, help="only draw this, of twelve subjects")
     ask = parser.parse_args()
     until = time.monotonic() + 60 * ask.minutes
     base = bases.find("mini").fingerprint()
@@ -307,6 +335,9 @@ def main() -> None:
     if not ask.report:
         judging = Judge(ask.work, SETTINGS[ask.setting], ask.views)
         subjects = choose(ask.work, SETTINGS[ask.setting], judging, ask.subjects)
+        if ask.sheet:
+            sheet(subjects[:SHOWN], judging, results, plan).save(ask.sheet, optimize=True)
+            return
         turn, turns = map(int, ask.turn.split("/"))
         measure(subjects[turn - 1 :: turns], judging, results, plan, until)
     print("\n".join(report(results)))

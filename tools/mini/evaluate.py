@@ -13,6 +13,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tools.mini import judge
@@ -78,19 +79,26 @@ class References:
         self.unseen = seen[views]  # one more real view of each, to measure the judge itself
 
     def _views(self, work: Path, setting: Settings, views: int) -> Tensor:
-        rng, masters = random.Random(11), load_masters(work, setting.pixels)
+        rows = []
+        for images in self.composites(work, setting, views + 1, seed=11):
+            rows.append(judge.features(self.network, images, size=SEEN_AT))
+            print(f"references {256 * len(rows)} of {len(self.keys) * (views + 1)}", flush=True)
+        return torch.cat(rows)
+
+    def composites(
+        self, work: Path, setting: Settings, views: int, seed: int, batch: int = 256
+    ) -> Iterator[Tensor]:
+        """Every (style, concept) on random backgrounds, `views` times: (B, 3, H, W) in [-1, 1]."""
+        rng, masters = random.Random(seed), load_masters(work, setting.pixels)
         pictures = [
             Picture(style, (code,), "", random_background(rng))
-            for _ in range(views + 1)
+            for _ in range(views)
             for style, code in self.keys
         ]
-        rows = []
-        for start in range(0, len(pictures), 256):
-            part = [compose(p, masters, setting.pixels, rng) for p in pictures[start : start + 256]]
-            images = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2) / 127.5 - 1
-            rows.append(judge.features(self.network, images, size=SEEN_AT))
-            print(f"references {start + 256} of {len(pictures)}", flush=True)
-        return torch.cat(rows)
+        for start in range(0, len(pictures), batch):
+            part = pictures[start : start + batch]
+            drawn = np.stack([compose(picture, masters, setting.pixels, rng) for picture in part])
+            yield torch.from_numpy(drawn).permute(0, 3, 1, 2) / 127.5 - 1
 
     def rank(self, features: Tensor) -> Tensor:
         """(N, 1280) -> (N, K) numbers of references, nearest first."""
@@ -184,14 +192,26 @@ def seconds_for_four(pipeline: StableDiffusionPipeline, setting: Settings) -> fl
     return time.monotonic() - started
 
 
-def psnr(vae: AutoencoderKL, images: Tensor, batch: int = 32) -> Tensor:
-    """(N, 3, H, W) in [-1, 1] -> (N,) dB of the reconstruction from the posterior mean."""
-    values = []
-    for part in images.split(batch):
-        with torch.inference_mode():
-            out = vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
-        values.append(-10 * ((out - part) / 2).square().mean((1, 2, 3)).log10())
-    return torch.cat(values)
+@torch.inference_mode()
+def reconstruct(vae: AutoencoderKL, images: Tensor, batch: int = 32) -> Tensor:
+    """(N, 3, H, W) in [-1, 1] through the autoencoder, from the posterior mean."""
+    rows = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in images.split(batch)]
+    return torch.cat(rows).clamp(-1, 1)
+
+
+def psnr(out: Tensor, images: Tensor) -> Tensor:
+    """(N,) dB of (N, 3, H, W) in [-1, 1]."""
+    return -10 * ((out - images) / 2).square().mean((1, 2, 3)).log10()
+
+
+def score_reconstructed(
+    references: References, vae: AutoencoderKL, work: Path, setting: Settings
+) -> dict[str, str]:
+    """What the judge makes of real composites that only went through the autoencoder."""
+    images = torch.cat([*references.composites(work, setting, 1, seed=12)])
+    features = judge.features(references.network, reconstruct(vae, images), size=SEEN_AT)
+    scores = references.score(features, references.codes, references.styles)
+    return {f"after the autoencoder: {name}": value for name, value in scores.items()}
 
 
 def unseen_emoji(work: Path, size: int) -> Tensor:
@@ -223,13 +243,13 @@ def photographs(folder: Path, size: int) -> Tensor:
     return torch.stack(rows)
 
 
-def score_vae(vae: nn.Module, work: Path, photos: Path | None, size: int) -> dict[str, str]:
+def score_vae(vae: AutoencoderKL, work: Path, photos: Path | None, size: int) -> dict[str, str]:
     sets = {"unseen emoji": unseen_emoji(work, size)}
     if photos is not None:
         sets["photos"] = photographs(photos, size)
     scores = {}
     for name, images in sets.items():
-        values = psnr(vae, images)
+        values = psnr(reconstruct(vae, images), images)
         error = 1.96 * values.std() / math.sqrt(len(values))
         scores[f"PSNR {name}"] = f"{values.mean():.1f} dB (±{error:.1f}, n={len(values)})"
     return scores
@@ -257,6 +277,7 @@ def main() -> None:
     references = References(options.work, setting, concepts)
     ceiling = references.score(references.unseen, references.codes, references.styles)
     scores |= {f"judge's ceiling: {name}": value for name, value in ceiling.items()}
+    scores |= score_reconstructed(references, pipeline.vae, options.work, setting)
     scores |= score_prompts(
         references, pipeline, setting, concepts, options.count, options.guidance
     )
