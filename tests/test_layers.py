@@ -19,7 +19,7 @@ import dreamtune
 ROOT = Path(dreamtune.__file__).parent
 LAYERS = [
     {"", "errors", "plugins", "console", "settings", "recipe", "flags", "fsops", "artifacts"}
-    | {"floors", "processes"},
+    | {"floors", "processes", "journal", "names", "store", "surroundings"},
     {"data", "formats", "diffusion", "losses", "draws", "checkpoints", "assets"}
     | {"optimizers", "schedules", "ema", "weightings", "perceptual"},
     {"bases"},
@@ -198,8 +198,9 @@ def test_only_recipe_reads_toml() -> None:
 
 
 def test_only_stages_and_commands_know_artifacts() -> None:
-    using = {m for m in MODULES if any(ours(n) == "artifacts" for n in imports(m))}
-    assert {top(m) for m in using} <= {"stages", "commands"}
+    store = {"artifacts", "journal", "store"}
+    using = {m for m in MODULES if any(ours(n) in store for n in imports(m))}
+    assert {top(m) for m in using} - store == {"stages", "commands"}
 
 
 def test_nothing_asks_which_family_it_is_outside_families() -> None:
