@@ -52,7 +52,7 @@ from tools.mini.words import STYLES
 LORA = {"rank": 16, "targets": ("all",)}
 BASELINE = "lora"
 # The defaults are for bases a hundred times as large. These rates, and the guidance below, were the
-# best of two or three tried on four subjects, with 60 to 200 updates.
+# best of two or three tried on six subjects, with 60 to 200 updates.
 RATE = {"learning_rate": 2e-3}
 # Named before anything was measured: the four methods, then options of LoRA. (Training the token
 # with a LoRA is pivotal tuning, so that the fifth option is the fourth method.)
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("tools/mini/work/compare.jsonl"))
     parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
     parser.add_argument("--subjects", type=int, default=60)
-    parser.add_argument("--seconds", type=float, default=15.0, help="training of each arm, CPU")
+    parser.add_argument("--seconds", type=float, default=10.0, help="training of each arm, CPU")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no arm is begun")
     parser.add_argument("--count", type=int, default=2, help="pictures of each background")
     parser.add_argument("--views", type=int, default=2, help="behind each reference")
