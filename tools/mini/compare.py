@@ -74,7 +74,7 @@ IDENTIFIER = "[V01]"
 BATCH = 4
 CALIBRATION = (5, 35)  # updates of the two runs whose difference is the time of an update
 SHORTEST = 8
-SHOWN = 12  # subjects of a sheet
+ON_SHEET = 12  # subjects
 Row = dict[str, Any]
 
 
@@ -336,7 +336,7 @@ def main() -> None:
         judging = Judge(ask.work, SETTINGS[ask.setting], ask.views)
         subjects = choose(ask.work, SETTINGS[ask.setting], judging, ask.subjects)
         if ask.sheet:
-            sheet(subjects[:SHOWN], judging, results, plan).save(ask.sheet, optimize=True)
+            sheet(subjects[:ON_SHEET], judging, results, plan).save(ask.sheet, optimize=True)
             return
         turn, turns = map(int, ask.turn.split("/"))
         measure(subjects[turn - 1 :: turns], judging, results, plan, until)
