@@ -19,7 +19,7 @@ from dreamtune.formats.lora import LoraWeights, Update
 from dreamtune.formats.lycoris import Full, Loha, Lokr
 from dreamtune.fsops import hash_file, write_safetensors
 from dreamtune.settings import Sample
-from dreamtune.stages import convert
+from dreamtune.stages import convert, sources
 from dreamtune.stages import sample as stage
 from dreamtune.stages.adapters import choose
 from dreamtune.stages.foreign import Foreign
@@ -148,6 +148,23 @@ def test_what_does_not_fit_is_refused_before_the_base_is_loaded(
     broken = {"mid_block.attentions.0.proj_in": Full(torch.full((4, 4), torch.nan))}
     with pytest.raises(NonFinite):
         Foreign(saved(tmp_path / "z.safetensors", broken)).check(base)
+
+
+def test_an_adapter_of_zeros_is_told(
+    tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned = updates("lora")
+    some = {path: update for path, update in learned.items() if "mid_block" in path}
+    assert isinstance(next(iter(some.values())), LoraWeights) and len(some) < len(learned)
+    for path, update in learned.items():
+        if path not in some:
+            update.up.zero_()
+    sources.find(store, str(saved(tmp_path / "some.safetensors", learned)))
+    assert not capsys.readouterr().err
+    for update in some.values():
+        update.up.zero_()
+    sources.find(store, str(saved(tmp_path / "none.safetensors", learned)))
+    assert "none.safetensors changes nothing: every update in it is zero" in capsys.readouterr().err
 
 
 def test_pictures_say_which_files_made_them(

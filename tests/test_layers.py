@@ -29,6 +29,7 @@ LAYERS = [
     {"stages"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "open_clip",
          "numpy", "PIL", "rich", "timm", "safetensors", "huggingface_hub", "pydantic"}  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Settings:
-    """pixels: side of a picture. pool: composites encoded before the UNet is trained. batch, steps:
+    """pixels: side of a picture. pool: composites encoded before the UNet is trained. batch:
     of the UNet.
     """
 
@@ -20,7 +20,6 @@ class Settings:
     unet_cross_attention: tuple[bool, ...]
     heads: tuple[int, ...]
     batch: int
-    steps: int
     learning_rate: float
 
     @property
@@ -37,12 +36,11 @@ SETTINGS = {
         styles=("3d", "flat"),
         drawn="clear",
         pairs=0.0,
-        pool=24576,
-        unet_channels=(64, 128),
+        pool=49152,
+        unet_channels=(128, 128),
         unet_cross_attention=(False, True),
-        heads=(2, 4),
-        batch=32,
-        steps=12_000,
+        heads=(4, 4),
+        batch=128,
         learning_rate=1e-3,
     ),
     "gpu128": Settings(
@@ -55,7 +53,6 @@ SETTINGS = {
         unet_cross_attention=(False, True, True),
         heads=(3, 5, 6),
         batch=512,
-        steps=11_000,
         learning_rate=1e-3,
     ),
 }

@@ -1,6 +1,7 @@
 """The UNet of `mini`: latents of the pool, states of the frozen text tower, v-prediction.
 
     python -m tools.mini.train_unet --work DIR --setting cpu64 --minutes 100
+    torchrun --nproc-per-node 2 -m tools.mini.train_unet ...               # on two cores
 
 The learning rate follows the minutes trained, not a number of steps, since the machine may be
 shared. `touch DIR/PAUSE` halts the loop between two steps and removing it goes on; the time in
@@ -24,8 +25,10 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.mini.kernels import speed_up
+from tools.mini.muon import Muon
 from tools.mini.pool import VARIANTS, Pool
 from tools.mini.settings import LATENT_CHANNELS, SETTINGS, TEXT_WIDTH, Settings
+from tools.mini.team import Team
 
 WARM_UP = 200  # steps
 EMA_DECAY = 0.999  # of a step
@@ -117,8 +120,8 @@ class Trainer:
     that learn are fp32.
     """
 
-    def __init__(self, setting: Settings, device: str) -> None:
-        self.setting, self.device = setting, device
+    def __init__(self, setting: Settings, device: str, team: Team) -> None:
+        self.setting, self.device, self.team = setting, device, team
         self.unet = build_unet(setting).to(device, memory_format=torch.channels_last)
         self.working = copy.deepcopy(self.unet).bfloat16()
         if device == "cpu":
@@ -129,13 +132,7 @@ class Trainer:
         # Small kernels dominate on a GPU.
         self.model = torch.compile(self.working) if device == "cuda" else self.working
         self.ema = copy.deepcopy(self.unet).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.unet.parameters(),
-            setting.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=0.01,
-            fused=True,
-        )
+        self.optimizer = Muon(self.unet, setting.learning_rate)
         self.alphas = build_scheduler().alphas_cumprod.to(device)  # (1000,), the last one is 0
         self.progress = Progress()
 
@@ -161,10 +158,9 @@ class Trainer:
         for master, copied in zip(self.unet.parameters(), self.working.parameters(), strict=True):
             assert copied.grad is not None
             master.grad, copied.grad = copied.grad.float(), None
+        self.team.average([weight.grad for weight in self.unet.parameters()])
         nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        self.optimizer.step(learning_rate)
         self.share()
         self.progress.step += 1
         if self.progress.step % EMA_EVERY == 0:
@@ -216,8 +212,9 @@ def steps(
     trainer: Trainer, pool: Pool, states: TextStates, work: Path, minutes: float
 ) -> Iterator[Tensor]:
     """Train until the minutes are used up; yields the loss of every step."""
-    batch = trainer.setting.batch
-    torch.manual_seed(trainer.progress.step)
+    team = trainer.team
+    batch = trainer.setting.batch // team.size
+    torch.manual_seed(trainer.progress.step * team.size + team.rank)
     while trainer.progress.seconds < 60 * minutes:
         while (work / "PAUSE").exists():
             time.sleep(1)
@@ -227,7 +224,9 @@ def steps(
         rows[torch.rand(batch, device=pool.device) < EMPTY] = -1
         loss = trainer.loss(pool.latents[chosen].float(), states.take(rows))
         trainer.update(loss, learning_rate(trainer.setting, trainer.progress, minutes))
-        trainer.progress.seconds += time.monotonic() - started
+        seconds = torch.tensor(time.monotonic() - started, dtype=torch.float64)
+        team.average([seconds])  # or their learning rates would part
+        trainer.progress.seconds += seconds.item()
         yield loss.detach()
 
 
@@ -247,7 +246,8 @@ def train(
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     checkpoint = work / f"unet-{setting_name}.pt"
-    trainer = Trainer(SETTINGS[setting_name], device)
+    team = Team()
+    trainer = Trainer(SETTINGS[setting_name], device, team)
     if checkpoint.exists():
         trainer.load(checkpoint)
     elif start is not None:
@@ -263,18 +263,23 @@ def train(
             at = trainer.progress
             mean = torch.stack(losses).mean().item()
             speed = len(losses) * trainer.setting.batch / (at.seconds - reported)
-            done = f"samples/s {speed:.1f} minutes {at.seconds / 60:.1f}"
-            print(f"{at.step} loss {mean:.4f} {done}", flush=True)
+            if team.rank == 0:
+                done = f"samples/s {speed:.1f} minutes {at.seconds / 60:.1f}"
+                print(f"{at.step} loss {mean:.4f} {done}", flush=True)
             losses.clear()
             reported = at.seconds
             pool.refresh()
         # once in a while: save
-        if time.monotonic() - saved > SAVE_EVERY:
+        if time.monotonic() - saved > SAVE_EVERY and team.rank == 0:
             trainer.save(checkpoint)
             saved = time.monotonic()
-        if stopped or time.monotonic() - begun > stop_after:
+        # All of them end after the same step.
+        ending = torch.tensor(float(bool(stopped) or time.monotonic() - begun > stop_after))
+        team.average([ending])
+        if ending > 0:
             break
-    trainer.save(checkpoint)
+    if team.rank == 0:
+        trainer.save(checkpoint)
 
 
 if __name__ == "__main__":

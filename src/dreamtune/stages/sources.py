@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamtune import bases
+from dreamtune import bases, console
 from dreamtune.artifacts import Artifact
 from dreamtune.bases import Base, Tiny
 from dreamtune.errors import Damaged, NonFinite, NotFound, Usage
@@ -19,7 +19,7 @@ from dreamtune.store import Store
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dreamtune.formats.lora import Adapter, Shape
+    from dreamtune.formats.lora import Adapter, Shape, Update
     from dreamtune.stages.models import Model
 
 Words = dict[str, dict[str, "Tensor"]]  # word -> text encoder -> (n, dim)
@@ -151,7 +151,7 @@ def of_file(path: Path, blocks: Blocks) -> Source:
     found = adapters.read_adapter(path, blocks)
     name = path.stem if path.is_file() else path.name
     words = {word or name: vectors for word, vectors in found.words.items()}
-    return _finite(Source(path.name, name, found.adapter, words, found.metadata))
+    return _checked(Source(path.name, name, found.adapter, words, found.metadata))
 
 
 def _of_artifact(artifact: Artifact) -> Source:
@@ -172,21 +172,35 @@ def _of_artifact(artifact: Artifact) -> Source:
         found, said = adapters.read_words(file)
         words |= {word or file.stem: vectors for word, vectors in found.items()}
         metadata = metadata or said
-    return _finite(Source(artifact.label, artifact.name, adapter, words, metadata, facts=facts))
+    return _checked(Source(artifact.label, artifact.name, adapter, words, metadata, facts=facts))
 
 
-def _finite(source: Source) -> Source:
-    """NonFinite when an update would make weights that are no numbers; Damaged when it is empty."""
+def _checked(source: Source) -> Source:
+    """NonFinite when an update would make weights that are no numbers; Damaged when it is empty.
+    One of zeros, which does no harm and nothing else, is told.
+    """
     if not source.adapter and not source.words:
         raise Damaged(f"{source.label} holds no adapter")
     for component, modules in source.adapter.items():
         for module, update in modules.items():
-            tensors = [v for v in vars(update).values() if hasattr(v, "isfinite")]
-            tensors += [t for v in vars(update).values() if isinstance(v, tuple) for t in v]
-            _require_finite(source.label, f"{component}.{module}", tensors)
+            _require_finite(source.label, f"{component}.{module}", _tensors(update))
     for word, vectors in source.words.items():
         _require_finite(source.label, str(word), list(vectors.values()))
+    if source.adapter and not source.words and _changes_nothing(source.adapter):
+        console.warn(f"{source.label} changes nothing: every update in it is zero")
     return source
+
+
+def _tensors(update: Update) -> list[Tensor]:
+    """The factors of an update."""
+    tensors = [v for v in vars(update).values() if hasattr(v, "isfinite")]
+    return tensors + [t for v in vars(update).values() if isinstance(v, tuple) for t in v]
+
+
+def _changes_nothing(adapter: Adapter) -> bool:
+    """Whether each update has a factor of zeros, as before the first step of its training."""
+    updates = [update for modules in adapter.values() for update in modules.values()]
+    return all(any(not bool(t.any()) for t in _tensors(update)) for update in updates)
 
 
 def _require_finite(label: str, name: str, tensors: list[Tensor]) -> None:
