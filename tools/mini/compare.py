@@ -2,6 +2,7 @@
 
     python -m tools.mini.compare --work DIR                # all 60 held-out subjects
     python -m tools.mini.compare --work DIR --minutes 25   # as many as fit
+    python -m tools.mini.compare --work DIR --arms lora    # joint success of LoRA, and the controls
     python -m tools.mini.compare --work DIR --turn 1/2     # every second one: beside --turn 2/2
     python -m tools.mini.compare --work DIR --report       # what has been measured so far
     python -m tools.mini.compare --work DIR --sheet FILE   # pictures of twelve
@@ -100,7 +101,9 @@ class Results:
         same = [line for line in lines if line["plan"] == self.plan]
         self.lines = [line for line in same if "arm" in line]
         counts = [line["steps"] for line in same if "arm" not in line]
-        self.steps: dict[str, int] = counts[0] if counts else {}  # updates, by arm
+        self.steps: dict[str, int] = {}  # updates, by arm; of two processes the first to write
+        for steps in reversed(counts):
+            self.steps |= steps
 
     def find(self, subject: str, arm: str) -> Row | None:
         found = (x for x in self.lines if (x["subject"], x["arm"]) == (subject, arm))
@@ -111,7 +114,7 @@ class Results:
         self._write(line)
 
     def settle(self, steps: dict[str, int]) -> None:
-        self.steps = steps
+        self.steps |= steps
         self._write({"steps": steps})
 
     def _write(self, line: Row) -> None:
@@ -147,11 +150,11 @@ class Bench:
         ask = train_stage.Run(self.store, [sets.whole(prepared)], train, chosen, name)
         return train_stage.run(ask), time.process_time() - started
 
-    def steps(self, prepared: Artifact) -> dict[str, int]:
+    def steps(self, prepared: Artifact, arms: Sequence[str]) -> dict[str, int]:
         """Updates that fill the seconds, by arm: by the difference of two short runs."""
         found = {}
         self.learn(prepared, BASELINE, SHORTEST)  # what is loaded once is no arm's time
-        for arm in ARMS:
+        for arm in arms:
             few, many = (self.learn(prepared, arm, count)[1] for count in CALIBRATION)
             update = max((many - few) / (CALIBRATION[1] - CALIBRATION[0]), 1e-4)
             found[arm] = max(SHORTEST, round(self.plan.seconds / update))
@@ -221,21 +224,26 @@ class Turn:
 
 
 def measure(
-    subjects: Sequence[Subject], judging: Judge, results: Results, plan: Plan, until: float
+    subjects: Sequence[Subject],
+    judging: Judge,
+    results: Results,
+    plan: Plan,
+    arms: Sequence[str],
+    until: float,
 ) -> None:
-    """All arms of subject after subject, until the time is up."""
+    """The arms and the controls of subject after subject, until the time is up."""
+    arms = list(dict.fromkeys((BASELINE, *arms)))  # a control is another subject's baseline
+    every = (*arms, *(STRENGTHS if SCALED in arms else ()), *CONTROLS)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), plan)
         other: Artifact | None = None
         for number, subject in enumerate(subjects):
-            every = (*ARMS, *STRENGTHS, *CONTROLS)
             wanted = [arm for arm in every if not results.find(subject.name, arm)]
             if not wanted:
                 continue
             turn = Turn(bench, subject, judging.twin(subject), results.steps, other)
-            if not results.steps:
-                results.settle(bench.steps(turn.prepared))
-                turn.steps = results.steps
+            if unknown := [arm for arm in arms if arm not in results.steps]:
+                results.settle(bench.steps(turn.prepared, unknown))
             for arm in wanted:
                 if time.monotonic() > until:
                     return
@@ -318,6 +326,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=Path("tools/mini/work/compare.jsonl"))
     parser.add_argument("--setting", choices=SETTINGS, default="cpu64")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--subjects", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=10.0, help="training of each arm, CPU")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no arm is begun")
@@ -339,7 +348,7 @@ def main() -> None:
             sheet(subjects[:ON_SHEET], judging, results, plan).save(ask.sheet, optimize=True)
             return
         turn, turns = map(int, ask.turn.split("/"))
-        measure(subjects[turn - 1 :: turns], judging, results, plan, until)
+        measure(subjects[turn - 1 :: turns], judging, results, plan, ask.arms, until)
     print("\n".join(report(results)))
 
 
