@@ -89,7 +89,7 @@ def bare(folder: Path) -> dict[str, float]:
 
 def prep(folder: Path, store: Path) -> dict[str, float]:
     """Seconds, and the largest resident memory of the command and of its largest worker, in MiB."""
-    command = [sys.executable, "-m", "dreamtune.cli", "-q", "prep", str(folder)]
+    command = [sys.executable, "-m", "dreamtune", "-q", "prep", str(folder)]
     options = ["--class", "thing", "--kind", "subject", "--json", "--store", str(store)]
     started, before = time.monotonic(), processor()
     said = store.with_suffix(".json")  # a pipe that nobody reads fills up and stops the writer

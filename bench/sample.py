@@ -51,7 +51,7 @@ def main() -> None:
 
 def run_ours(work: Path, turn: int, ask: argparse.Namespace) -> tuple[Cost, float]:
     """The command in a store of its own, and the seconds of its pictures, saved."""
-    command = [sys.executable, "-m", "dreamtune.cli", "--quiet", "sample", "--json"]
+    command = [sys.executable, "-m", "dreamtune", "--quiet", "sample", "--json"]
     command += [f"--store={work / f'ours-{turn}'}", f"--prompt-file={work / 'prompts.txt'}"]
     command += ["--with=none", f"--count={ask.each}", f"--steps={ask.steps}", "--precision=fp32"]
     cost = measure([*command, "--device=cpu"], threads(ask.threads))

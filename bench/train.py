@@ -169,7 +169,7 @@ def _median(costs: Sequence[Cost], name: str) -> float:
 
 
 def _dreamtune(command: str, store: Path) -> list[str]:
-    return [sys.executable, "-m", "dreamtune.cli", "--quiet", command, f"--store={store}"]
+    return [sys.executable, "-m", "dreamtune", "--quiet", command, f"--store={store}"]
 
 
 def _tell(text: str) -> None:

@@ -30,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def dreamtune(*args: str, **kwargs: Any) -> Done:
-    command = [sys.executable, "-W", "error", "-m", "dreamtune.cli", *args]
+    command = [sys.executable, "-W", "error", "-m", "dreamtune", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)
 
 
@@ -145,9 +145,9 @@ KINDS = {
 }  # fmt: skip
 
 
-def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, command: str = "list") -> None:
     def register(app: typer.Typer) -> None:
-        @app.command("list")
+        @app.command(command)
         def fail() -> None:
             raise error
 
@@ -155,7 +155,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
     def load(package: str, name: str) -> Any:
         module = real(package, name)
-        if name == "list":
+        if name == command:
             monkeypatch.setattr(module, "register", register)
         return module
 
@@ -223,6 +223,14 @@ def test_what_the_machine_does_has_its_code(
         assert got == code and err.count("\n") <= 1 and len(err) < 300
 
 
+def test_out_of_memory_says_what_needs_less(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, MemoryError(), "train")
+    code, _, err = run("--debug", "train")
+    assert code == 15 and "--gradient-checkpointing" in err and "--resume" in err
+    raising(monkeypatch, MemoryError())
+    assert "--size" in run("list")[2]
+
+
 def test_a_reader_that_leaves_is_no_error(home: Path) -> None:
     store = Store.open()
     for n in range(3):
@@ -230,7 +238,7 @@ def test_a_reader_that_leaves_is_no_error(home: Path) -> None:
             draft.commit({})
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "dreamtune.cli", "list"]
+    command = [sys.executable, "-m", "dreamtune", "list"]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
@@ -255,14 +263,14 @@ def test_a_poor_environment_is_enough(rex: Artifact, change: dict[str, str | Non
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_a_stream_that_is_closed_from_outside(rex: Artifact, stream: int) -> None:
-    shell = f'exec "$0" -m dreamtune.cli verify --deep --json {stream}>&-'
+    shell = f'exec "$0" -m dreamtune verify --deep --json {stream}>&-'
     done = subprocess.run(["sh", "-c", shell, sys.executable], capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout or b"[1]")
 
 
 def test_a_current_folder_that_is_gone(home: Path) -> None:
-    shell = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m dreamtune.cli doctor'
+    shell = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m dreamtune doctor'
     done = subprocess.run(["sh", "-c", shell, sys.executable], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (10, b"")
     assert done.stderr == b"error: the current folder is gone; cd to another one\n"
@@ -295,7 +303,7 @@ def test_list(run: Any, rex: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_list_on_a_terminal_is_a_table(rex: Artifact) -> None:
     leader, follower = os.openpty()
-    command = [sys.executable, "-m", "dreamtune.cli", "list"]
+    command = [sys.executable, "-m", "dreamtune", "list"]
     done = subprocess.run(command, stdout=follower, stderr=subprocess.PIPE, timeout=60)
     os.close(follower)
     os.close(leader)

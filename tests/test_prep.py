@@ -330,7 +330,7 @@ def test_a_guessed_class_is_said(
 @pytest.mark.slow
 def test_a_model_that_cannot_be_had(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    command = [sys.executable, "-m", "dreamtune.cli", "prep", str(photos), "--class", "clock"]
+    command = [sys.executable, "-m", "dreamtune", "prep", str(photos), "--class", "clock"]
     done = subprocess.run(
         [*command, "--clip", "ViT-B-32:laion2b_s34b_b79k"], capture_output=True, text=True
     )

@@ -31,7 +31,7 @@ def start(args: list[str], folder: Path) -> subprocess.Popen[str]:
     """`dreamtune *args` twice, side by side."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
-        [sys.executable, *launch, "-m", "dreamtune.cli", *args],
+        [sys.executable, *launch, "-m", "dreamtune", *args],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -251,7 +251,7 @@ def test_it_answers_as_soon_as_a_picture_is_there(tmp_path: Path) -> None:
     """Whoever asks may wait for the answer before asking again."""
     import subprocess
 
-    command = [sys.executable, "-m", "dreamtune.cli", "-q", "sample", "-", "-n", "1", *BARE]
+    command = [sys.executable, "-m", "dreamtune", "-q", "sample", "-", "-n", "1", *BARE]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
     ) as process:
