@@ -40,7 +40,7 @@ def test_updates_follow_the_photos(
         ("tiny:sd", 5, 16, "rank 16: 5 photos (--rank)"),
         ("tiny:sd", 24, 32, "rank 32: 24 photos (--rank)"),
         ("sdxl", 120, 64, "rank 64: 120 photos (--rank)"),  # which is not fetched for that
-        ("mini", 24, 16, "rank 16: layers of mini are 64 wide (--rank)"),
+        ("mini", 120, 32, "rank 32: layers of mini are 128 wide (--rank)"),
     ],
 )
 def test_the_rank_follows_photos_and_base(

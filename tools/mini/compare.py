@@ -11,7 +11,8 @@ Does personalisation give the subject and a new background in one picture? `prep
 `sample` are dreamtune's own. A picture succeeds when the subject is the nearest of all emoji of its
 style, by the features of `evaluate`, and its background is the colour asked for. Four controls are
 asked the same: the base with the subject's own name, the base with the name of the trained emoji
-that looks most like it, another subject's adapter, and the training pictures as they are.
+that looks most like it, another subject's adapter, and the training pictures as they are. What they
+are after the autoencoder alone is the best that pictures of the base can be.
 
 A run that was cut off goes on where it was. Each arm trains for the same processor time, by a rate
 of updates that is measured once; the results are lines of a file. For each arm: subject, background
@@ -31,7 +32,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
+from torch.nn import functional as F
 
 from dreamtune import bases
 from dreamtune.artifacts import Artifact
@@ -45,7 +48,8 @@ from dreamtune.stages.adapters import NONE
 from dreamtune.stages.lines import Line
 from dreamtune.store import Store
 from tools.mini.artwork import Concept
-from tools.mini.evaluate import share
+from tools.mini.evaluate import reconstruct, share
+from tools.mini.sampling import to_uint8
 from tools.mini.settings import SETTINGS
 from tools.mini.subjects import PHOTO, Judge, Subject, choose
 from tools.mini.words import STYLES
@@ -70,7 +74,13 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 # The same adapter at less than its whole strength: likeness should rise with it.
 SCALED = "pivotal (train the token)"
 STRENGTHS = {f"{SCALED} at {s:g}": s for s in (0.0, 0.25, 0.5, 0.75)}
-CONTROLS = ("base, the subject's name", "base, its twin's name", "another's adapter", "training")
+CONTROLS = (
+    "base, the subject's name",
+    "base, its twin's name",
+    "another's adapter",
+    "training",
+    "training, autoencoded",  # what no picture of the base can surpass
+)
 IDENTIFIER = "[V01]"
 BATCH = 4
 CALIBRATION = (5, 35)  # updates of the two runs whose difference is the time of an update
@@ -160,6 +170,16 @@ class Bench:
             found[arm] = max(SHORTEST, round(self.plan.seconds / update))
         return found
 
+    def autoencoded(self, pictures: np.ndarray) -> np.ndarray:
+        """(N, PHOTO, PHOTO, 3) uint8 -> (N, H, W, 3) uint8, as the base paints them at best."""
+        side = SETTINGS[self.plan.setting].pixels
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+        images = F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+        base = bases.find("mini")
+        assert not isinstance(base, bases.Tiny)
+        vae = base.load("vae", AutoencoderKL, torch.float32)
+        return to_uint8(reconstruct(vae, images))
+
     def pictures(self, prompts: Sequence[str], adapter: Artifact | None) -> np.ndarray:
         """`count` pictures of each prompt: (N, H, W, 3) uint8."""
         sample = Sample(base="mini", count=self.plan.count, guidance=self.plan.guidance)
@@ -205,8 +225,10 @@ class Turn:
     def pictures(self, arm: str) -> tuple[np.ndarray | None, float]:
         """Those of an arm, control or strength, and the seconds of its training."""
         concept, word = self.subject.concept, IDENTIFIER
-        if arm == "training":
-            return np.concatenate([self.subject.pictures] * len(self.subject.colours)), 0.0
+        if arm.startswith("training"):
+            shown = self.subject.pictures
+            shown = shown if arm == "training" else self.bench.autoencoded(shown)
+            return np.concatenate([shown] * len(self.subject.colours)), 0.0
         if arm == "base, the subject's name":
             return self._drawn(concept.names[0], None), 0.0
         if arm == "base, its twin's name":
