@@ -224,11 +224,13 @@ def test_what_the_machine_does_has_its_code(
 
 
 def test_out_of_memory_says_what_needs_less(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, MemoryError())
+    assert run("list")[2] == "error: out of memory; free some and run it again\n"
+    raising(monkeypatch, MemoryError(), "sample")
+    assert "--size" in run("sample")[2]
     raising(monkeypatch, MemoryError(), "train")
     code, _, err = run("--debug", "train")
     assert code == 15 and "--gradient-checkpointing" in err and "--resume" in err
-    raising(monkeypatch, MemoryError())
-    assert "--size" in run("list")[2]
 
 
 def test_a_reader_that_leaves_is_no_error(home: Path) -> None:

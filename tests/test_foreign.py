@@ -153,18 +153,19 @@ def test_what_does_not_fit_is_refused_before_the_base_is_loaded(
 def test_an_adapter_of_zeros_is_told(
     tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learned = updates("lora")
-    some = {path: update for path, update in learned.items() if "mid_block" in path}
-    assert isinstance(next(iter(some.values())), LoraWeights) and len(some) < len(learned)
-    for path, update in learned.items():
-        if path not in some:
-            update.up.zero_()
-    sources.find(store, str(saved(tmp_path / "some.safetensors", learned)))
-    assert not capsys.readouterr().err
-    for update in some.values():
-        update.up.zero_()
-    sources.find(store, str(saved(tmp_path / "none.safetensors", learned)))
-    assert "none.safetensors changes nothing: every update in it is zero" in capsys.readouterr().err
+    def told(name: str, learned: dict[str, Update]) -> str:
+        sources.find(store, str(saved(tmp_path / f"{name}.safetensors", learned)))
+        return capsys.readouterr().err
+
+    for kind in ("lora", "dora"):
+        learned = updates(kind)
+        ups = [update.up for update in learned.values() if isinstance(update, LoraWeights)]
+        for up in ups[1:]:
+            up.zero_()
+        assert not told(f"{kind}-some", learned)
+        ups[0].zero_()
+        said = "changes nothing: every update in it is zero"  # a DoRA has its magnitude
+        assert (said in told(f"{kind}-none", learned)) == (kind == "lora")
 
 
 def test_pictures_say_which_files_made_them(

@@ -18,12 +18,11 @@ from .errors import NotFound, Resources, Usage, UserError
 ISSUES = "run it again with DREAMTUNE_DEBUG=1 to see where, and please report that"
 COMPLETE = "_DREAMTUNE_COMPLETE"  # set by the shell
 ORDER = ("prep", "train", "sample")  # the main road first in --help
-# After "out of memory; ", by the command
-LESS = "a smaller --batch or --size needs less"
-LESS_TO_TRAIN = (
-    "--gradient-checkpointing or a smaller --batch or --resolution needs less, and --resume goes on"
-    " after the last save"
-)
+LESS_MEMORY = {  # what to do about it, by the command
+    "train": "--gradient-checkpointing or a smaller --batch or --resolution needs less, and"
+    " --resume goes on after the last save",
+    "sample": "a smaller --batch or --size needs less",
+}
 
 
 def build(completion: bool = False) -> typer.Typer:
@@ -136,7 +135,8 @@ def _unexpected(e: Exception, args: list[str]) -> int:
         console.error("".join(traceback.format_exception(e)))
     if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError":  # the latter torch's
         command = next((arg for arg in args if not arg.startswith("-")), "")
-        return _fail(15, f"out of memory; {LESS_TO_TRAIN if command == 'train' else LESS}", args)
+        fix = LESS_MEMORY.get(command, "free some and run it again")
+        return _fail(15, f"out of memory; {fix}", args)
     if isinstance(e, OSError) and (refusal := _of_system(e)):
         return _fail(refusal.code, str(refusal), args)
     first = (str(e).strip() or "no message").splitlines()[0]

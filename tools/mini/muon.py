@@ -23,7 +23,9 @@ class Muon:
         rest = []
         for name, weight in network.named_parameters():
             if weight.dim() > 1 and not name.startswith(FIRST_AND_LAST):
-                self.views.append((weight, nn.Parameter(matrix(weight.detach()))))
+                view = nn.Parameter(matrix(weight.detach()))
+                assert view.data_ptr() == weight.data_ptr(), f"{name}: channels are not last"
+                self.views.append((weight, view))
             else:
                 rest.append(weight)
         self.parts = (

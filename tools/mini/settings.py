@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Settings:
-    """pixels: side of a picture. pool: composites encoded before the UNet is trained. batch:
-    of the UNet.
+    """pixels: side of a picture. pool: composites encoded before the UNet is trained. batch: of the
+    UNet, over all processes.
     """
 
     pixels: int

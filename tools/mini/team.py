@@ -1,7 +1,6 @@
 """Processes that train as one, each on its share of the batch, by averaging what they name.
 
-Started by `torchrun`; a process started alone is a team of one. Two processes of one thread train a
-network of small layers faster than one process of two threads.
+Started by `torchrun`, one on each core; a process started alone is a team of one.
 """
 
 import os

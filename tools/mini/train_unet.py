@@ -122,6 +122,7 @@ class Trainer:
 
     def __init__(self, setting: Settings, device: str, team: Team) -> None:
         self.setting, self.device, self.team = setting, device, team
+        torch.manual_seed(0)  # every process of a team begins with the same weights
         self.unet = build_unet(setting).to(device, memory_format=torch.channels_last)
         self.working = copy.deepcopy(self.unet).bfloat16()
         if device == "cpu":

@@ -198,9 +198,14 @@ def _tensors(update: Update) -> list[Tensor]:
 
 
 def _changes_nothing(adapter: Adapter) -> bool:
-    """Whether each update has a factor of zeros, as before the first step of its training."""
+    """Whether each update has a factor of zeros, as before the first step of its training; of a
+    DoRA the magnitude alone may have learned.
+    """
     updates = [update for modules in adapter.values() for update in modules.values()]
-    return all(any(not bool(t.any()) for t in _tensors(update)) for update in updates)
+    return all(
+        update.magnitude is None and any(not bool(t.any()) for t in _tensors(update))
+        for update in updates
+    )
 
 
 def _require_finite(label: str, name: str, tensors: list[Tensor]) -> None:
