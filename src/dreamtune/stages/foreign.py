@@ -92,7 +92,7 @@ class Foreign:
         base = base.base if isinstance(base, Overridden) else base
         if not isinstance(base, Tiny):
             ground = sources.ground(base)
-            ground.check(sources.of_file(self.path, ground.blocks))
+            ground.check(sources.told(sources.of_file(self.path, ground.blocks)))
 
     def put_in(self, family: Family) -> None:
         """Add weight * delta W to the base's weights, and the words to its tokenizers."""

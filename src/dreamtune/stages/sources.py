@@ -133,7 +133,7 @@ def find(store: Store, text: str, blocks: Blocks = Blocks()) -> Source:
         raise Usage(f"{text!r} has an option, {min(options)!r}", fix="name a file or an adapter")
     path = file_of(ref)
     source = of_file(path, blocks) if path else _of_artifact(store.resolve(ref, "adapter"))
-    return replace(source, weight=1.0 if weight is None else weight)
+    return told(replace(source, weight=1.0 if weight is None else weight))
 
 
 def file_of(ref: str) -> Path | None:
@@ -151,7 +151,7 @@ def of_file(path: Path, blocks: Blocks) -> Source:
     found = adapters.read_adapter(path, blocks)
     name = path.stem if path.is_file() else path.name
     words = {word or name: vectors for word, vectors in found.words.items()}
-    return _checked(Source(path.name, name, found.adapter, words, found.metadata))
+    return _finite(Source(path.name, name, found.adapter, words, found.metadata))
 
 
 def _of_artifact(artifact: Artifact) -> Source:
@@ -172,13 +172,11 @@ def _of_artifact(artifact: Artifact) -> Source:
         found, said = adapters.read_words(file)
         words |= {word or file.stem: vectors for word, vectors in found.items()}
         metadata = metadata or said
-    return _checked(Source(artifact.label, artifact.name, adapter, words, metadata, facts=facts))
+    return _finite(Source(artifact.label, artifact.name, adapter, words, metadata, facts=facts))
 
 
-def _checked(source: Source) -> Source:
-    """NonFinite when an update would make weights that are no numbers; Damaged when it is empty.
-    One of zeros, which does no harm and nothing else, is told.
-    """
+def _finite(source: Source) -> Source:
+    """NonFinite when an update would make weights that are no numbers; Damaged when it is empty."""
     if not source.adapter and not source.words:
         raise Damaged(f"{source.label} holds no adapter")
     for component, modules in source.adapter.items():
@@ -186,6 +184,11 @@ def _checked(source: Source) -> Source:
             _require_finite(source.label, f"{component}.{module}", _tensors(update))
     for word, vectors in source.words.items():
         _require_finite(source.label, str(word), list(vectors.values()))
+    return source
+
+
+def told(source: Source) -> Source:
+    """The same; one of zeros, which does no harm and nothing else, is spoken of."""
     if source.adapter and not source.words and _changes_nothing(source.adapter):
         console.warn(f"{source.label} changes nothing: every update in it is zero")
     return source
