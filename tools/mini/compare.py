@@ -84,7 +84,7 @@ CONTROLS = (
 IDENTIFIER = "[V01]"
 BATCH = 4
 CALIBRATION = (5, 35)  # updates of the two runs whose difference is the time of an update
-SHORTEST = 8
+SHORTEST, LONGEST = 8, 400  # updates
 ON_SHEET = 12  # subjects
 Row = dict[str, Any]
 
@@ -167,7 +167,7 @@ class Bench:
         for arm in arms:
             few, many = (self.learn(prepared, arm, count)[1] for count in CALIBRATION)
             update = max((many - few) / (CALIBRATION[1] - CALIBRATION[0]), 1e-4)
-            found[arm] = max(SHORTEST, round(self.plan.seconds / update))
+            found[arm] = min(max(SHORTEST, round(self.plan.seconds / update)), LONGEST)
         return found
 
     def autoencoded(self, pictures: np.ndarray) -> np.ndarray:

@@ -254,7 +254,7 @@ class Linear:
         blocks = self._blocks(torch.from_numpy(drawn).permute(0, 3, 1, 2) / 127.5 - 1)
         self.mean = blocks.mean(0)
         self.basis = torch.linalg.eigh((blocks - self.mean).T.cov()).eigenvectors  # rising
-        self.basis = self.basis[:, -LATENT_CHANNELS:]  # (192, 16)
+        self.basis = self.basis[:, -LATENT_CHANNELS:]  # (192, 32)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1], coded and decoded."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FIRST_AND_LAST = ("conv_in", "conv_out")  # what they map from and to has no basis to turn
+FIRST_AND_LAST = {"conv_in", "conv_out"}  # what they map from and to has no basis to turn
 
 
 class Muon:
@@ -22,7 +22,9 @@ class Muon:
         self.views: list[tuple[nn.Parameter, nn.Parameter]] = []
         rest = []
         for name, weight in network.named_parameters():
-            if weight.dim() > 1 and not name.startswith(FIRST_AND_LAST):
+            if not weight.requires_grad:
+                continue
+            if weight.dim() > 1 and not FIRST_AND_LAST & {*name.split(".")}:
                 view = nn.Parameter(matrix(weight.detach()))
                 assert view.data_ptr() == weight.data_ptr(), f"{name}: channels are not last"
                 self.views.append((weight, view))

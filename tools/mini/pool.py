@@ -3,7 +3,7 @@ alone.
 
     python -m tools.mini.pool --work DIR --setting cpu64
 
-A shard is a .safetensors file of latents (N, 16, h, w) fp16, scaled, and of the tokens of VARIANTS
+A shard is a .safetensors file of latents (N, 32, h, w) fp16, scaled, and of the tokens of VARIANTS
 captions for each, (N, VARIANTS, 32) int16. A shard is a pure function of its number; a pool can
 grow while the UNet trains on what is there.
 """
@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -55,24 +56,37 @@ def composites(
 ) -> tuple[np.ndarray, list[Picture]]:
     """(count, H, W, 3) uint8 and what they show, a pure function of the seed."""
     rng = random.Random(seed)
-    codes = [concept.code for concept in drawn_concepts(work, setting)]
-    masters = _masters(work, setting.pixels)
-    pictures = [random_picture(setting.styles, codes, setting.pairs, rng) for _ in range(count)]
+    named = [concept.code for concept in drawn_concepts(work, setting)]
+    every = [concept.code for concept in drawn_concepts(work, replace(setting, drawn="all"))]
+    unnamed = [code for code in every if code not in {*named}]
+    masters, pictures = _masters(work, setting.pixels), []
+    for _ in range(count):
+        codes = unnamed if rng.random() < setting.unnamed else named
+        pictures.append(random_picture(setting.styles, codes, setting.pairs, rng))
     return np.stack(
         [compose(picture, masters, setting.pixels, rng) for picture in pictures]
     ), pictures
 
 
 def caption_ids(
-    pictures: list[Picture], concepts: dict[str, Concept], tokens: CLIPTokenizer, seed: int
+    pictures: list[Picture],
+    concepts: dict[str, Concept],
+    named: set[str],
+    tokens: CLIPTokenizer,
+    seed: int,
 ) -> Tensor:
-    """(N, VARIANTS, 32) int16; CATEGORY_ONLY of the captions name the kind of thing alone."""
+    """(N, VARIANTS, 32) int16. CATEGORY_ONLY of the captions name the kind of thing alone, and so
+    do all of concepts that are not `named`, by code.
+    """
     rng, texts = random.Random(seed), []
     for picture in pictures:
         for _ in range(VARIANTS):
             by_category = rng.random() < CATEGORY_ONLY
             things = [concepts[code] for code in picture.codes]
-            nouns = [thing.category if by_category else noun(thing, rng) for thing in things]
+            nouns = [
+                thing.category if by_category or thing.code not in named else noun(thing, rng)
+                for thing in things
+            ]
             texts.append(caption(picture, nouns, rng))
     ids = tokens(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids.to(torch.int16).view(len(pictures), VARIANTS, -1)
@@ -83,7 +97,7 @@ def noun(concept: Concept, rng: random.Random) -> str:
 
 
 def encode(vae: AutoencoderKL, pixels: np.ndarray, batch: int = 128) -> Tensor:
-    """(N, H, W, 3) uint8 -> scaled posterior means (N, 16, H/8, W/8) fp16."""
+    """(N, H, W, 3) uint8 -> scaled posterior means (N, 32, H/8, W/8) fp16."""
     rows = []
     for part in torch.from_numpy(pixels).split(batch):
         images = part.to(vae.device, vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
@@ -96,7 +110,8 @@ def draw_shard(work: Path, setting: Settings, number: int) -> tuple[np.ndarray, 
     """Pixels (SHARD, H, W, 3) uint8 and caption tokens of one shard."""
     pixels, pictures = composites(work, setting, number, SHARD)
     concepts = {concept.code: concept for concept in load_concepts(work)}
-    return pixels, caption_ids(pictures, concepts, _tokens(work), number)
+    named = {concept.code for concept in drawn_concepts(work, setting)}
+    return pixels, caption_ids(pictures, concepts, named, _tokens(work), number)
 
 
 @torch.inference_mode()

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Settings:
-    """pixels: side of a picture. pool: composites encoded before the UNet is trained. batch: of the
-    UNet, over all processes.
+    """pixels: side of a picture. drawn: the concepts that have names, all or the clear ones.
+    unnamed: share of pictures of any other concept, which captions know by its category alone.
+    pool: composites encoded before the UNet is trained. batch: of the UNet, over all processes.
     """
 
     pixels: int
     styles: tuple[str, ...]
     drawn: str
+    unnamed: float
     pairs: float
     pool: int
     unet_channels: tuple[int, ...]
@@ -27,7 +29,7 @@ class Settings:
         return self.pixels // 8
 
 
-LATENT_CHANNELS = 16
+LATENT_CHANNELS = 32
 TEXT_WIDTH = 256
 
 SETTINGS = {
@@ -35,6 +37,7 @@ SETTINGS = {
         pixels=64,
         styles=("3d", "flat"),
         drawn="clear",
+        unnamed=0.25,
         pairs=0.0,
         pool=49152,
         unet_channels=(128, 128),
@@ -47,6 +50,7 @@ SETTINGS = {
         pixels=128,
         styles=("3d", "flat", "cartoon"),
         drawn="all",
+        unnamed=0.0,
         pairs=0.1,
         pool=400_000,
         unet_channels=(96, 160, 192),

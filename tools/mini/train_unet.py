@@ -14,28 +14,26 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tools.mini.kernels import speed_up
-from tools.mini.muon import Muon
+from tools.mini.masters import Masters
 from tools.mini.pool import VARIANTS, Pool
+from tools.mini.progress import SAVE_EVERY, Progress, load, save
 from tools.mini.settings import LATENT_CHANNELS, SETTINGS, TEXT_WIDTH, Settings
 from tools.mini.team import Team
 
-WARM_UP = 200  # steps
 EMA_DECAY = 0.999  # of a step
 EMA_EVERY = 4  # steps
 GAMMA = 5.0
 EMPTY = 0.1  # share of empty captions, for classifier-free guidance
-SAVE_EVERY = 300  # seconds
 
 
 def build_unet(setting: Settings) -> UNet2DConditionModel:
@@ -109,31 +107,22 @@ class TextStates:
         return self.tower(ids).last_hidden_state
 
 
-@dataclass
-class Progress:
-    step: int = 0
-    seconds: float = 0.0
-
-
 class Trainer:
-    """Everything a checkpoint holds, and `model`, a copy in bf16 that does the work; the weights
-    that learn are fp32.
-    """
+    """Everything a checkpoint holds."""
 
     def __init__(self, setting: Settings, device: str, team: Team) -> None:
         self.setting, self.device, self.team = setting, device, team
         torch.manual_seed(0)  # every process of a team begins with the same weights
-        self.unet = build_unet(setting).to(device, memory_format=torch.channels_last)
-        self.working = copy.deepcopy(self.unet).bfloat16()
+        unet = build_unet(setting)
+        self.ema = copy.deepcopy(unet).to(device).eval().requires_grad_(False)
+        self.masters = Masters(unet, setting.learning_rate, device, team)
         if device == "cpu":
             # bf16 scaled-dot-product attention is several times slower on a CPU than its three
             # plain products.
-            self.working.set_attn_processor(AttnProcessor())
-            speed_up(self.working)
+            self.masters.working.set_attn_processor(AttnProcessor())
         # Small kernels dominate on a GPU.
-        self.model = torch.compile(self.working) if device == "cuda" else self.working
-        self.ema = copy.deepcopy(self.unet).eval().requires_grad_(False)
-        self.optimizer = Muon(self.unet, setting.learning_rate)
+        working = self.masters.working
+        self.model = torch.compile(working) if device == "cuda" else working
         self.alphas = build_scheduler().alphas_cumprod.to(device)  # (1000,), the last one is 0
         self.progress = Progress()
 
@@ -141,7 +130,7 @@ class Trainer:
         """v-prediction with min-SNR weights, shifted by one so that the pure-noise step counts
         (Hang et al. 2023).
 
-        x0: (B, 16, h, w) scaled latents. text: (B, 32, 256) bf16.
+        x0: (B, 32, h, w) scaled latents. text: (B, 32, 256) bf16.
         """
         t = torch.randint(len(self.alphas), (len(x0),), device=self.device)
         a = self.alphas[t].view(-1, 1, 1, 1)
@@ -154,59 +143,36 @@ class Trainer:
         weight = (snr.clamp(max=GAMMA) + 1) / (snr + 1)
         return (weight * F.mse_loss(predicted.float(), v, reduction="none").mean((1, 2, 3))).mean()
 
-    def update(self, loss: Tensor, learning_rate: float) -> None:
+    def update(self, loss: Tensor, minutes: float) -> None:
         loss.backward()
-        for master, copied in zip(self.unet.parameters(), self.working.parameters(), strict=True):
-            assert copied.grad is not None
-            master.grad, copied.grad = copied.grad.float(), None
-        self.team.average([weight.grad for weight in self.unet.parameters()])
-        nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
-        self.optimizer.step(learning_rate)
-        self.share()
-        self.progress.step += 1
-        if self.progress.step % EMA_EVERY == 0:
-            decay = min(EMA_DECAY, self.progress.step / (self.progress.step + 10)) ** EMA_EVERY
-            averaged, current = list(self.ema.parameters()), list(self.unet.parameters())
+        self.masters.update(self.setting.learning_rate * self.progress.rate(minutes))
+        step = self.progress.step + 1
+        if step % EMA_EVERY == 0:
+            decay = min(EMA_DECAY, step / (step + 10)) ** EMA_EVERY
+            averaged, current = list(self.ema.parameters()), list(self.masters.network.parameters())
             with torch.no_grad():
                 torch._foreach_lerp_(averaged, current, 1 - decay)
 
-    @torch.no_grad()
-    def share(self) -> None:
-        """The weights as they are now, to the copy that works."""
-        torch._foreach_copy_(list(self.working.parameters()), list(self.unet.parameters()))
-
-    def save(self, path: Path) -> None:
-        state = {
-            "unet": self.unet.state_dict(),
+    def state(self) -> dict[str, Any]:
+        return {
+            "masters": self.masters.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
         }
-        torch.save(state, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
 
     def start(self, folder: Path, minutes: float) -> None:
         """From exported weights, `minutes` into a training whose other state is lost."""
         weights = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
-        self.unet.load_state_dict(weights.state_dict())
+        self.masters.network.load_state_dict(weights.state_dict())
+        self.masters.share()
         self.ema.load_state_dict(weights.state_dict())
-        self.share()
         self.progress = Progress(seconds=60 * minutes)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.unet.load_state_dict(state["unet"])
+        state = load(path, self.device)
+        self.masters.load_state_dict(state["masters"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.share()
         self.progress = Progress(**state["progress"])
-
-
-def learning_rate(setting: Settings, progress: Progress, minutes: float) -> float:
-    """Linear warm-up by steps, cosine to a fiftieth by minutes trained."""
-    done = min(1.0, progress.seconds / (60 * minutes))
-    cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
-    return setting.learning_rate * min(1.0, (progress.step + 1) / WARM_UP) * cosine
 
 
 def steps(
@@ -217,17 +183,12 @@ def steps(
     batch = trainer.setting.batch // team.size
     torch.manual_seed(trainer.progress.step * team.size + team.rank)
     while trainer.progress.seconds < 60 * minutes:
-        while (work / "PAUSE").exists():
-            time.sleep(1)
-        started = time.monotonic()
-        chosen = torch.randint(len(pool), (batch,), device=pool.device)
-        rows = chosen * VARIANTS + torch.randint(VARIANTS, (batch,), device=pool.device)
-        rows[torch.rand(batch, device=pool.device) < EMPTY] = -1
-        loss = trainer.loss(pool.latents[chosen].float(), states.take(rows))
-        trainer.update(loss, learning_rate(trainer.setting, trainer.progress, minutes))
-        seconds = torch.tensor(time.monotonic() - started, dtype=torch.float64)
-        team.average([seconds])  # or their learning rates would part
-        trainer.progress.seconds += seconds.item()
+        with trainer.progress.counted(team, work):
+            chosen = torch.randint(len(pool), (batch,), device=pool.device)
+            rows = chosen * VARIANTS + torch.randint(VARIANTS, (batch,), device=pool.device)
+            rows[torch.rand(batch, device=pool.device) < EMPTY] = -1
+            loss = trainer.loss(pool.latents[chosen].float(), states.take(rows))
+            trainer.update(loss, minutes)
         yield loss.detach()
 
 
@@ -272,7 +233,7 @@ def train(
             pool.refresh()
         # once in a while: save
         if time.monotonic() - saved > SAVE_EVERY and team.rank == 0:
-            trainer.save(checkpoint)
+            save(trainer.state(), checkpoint)
             saved = time.monotonic()
         # All of them end after the same step.
         ending = torch.tensor(float(bool(stopped) or time.monotonic() - begun > stop_after))
@@ -280,7 +241,7 @@ def train(
         if ending > 0:
             break
     if team.rank == 0:
-        trainer.save(checkpoint)
+        save(trainer.state(), checkpoint)
 
 
 if __name__ == "__main__":
