@@ -34,7 +34,7 @@ if [ "$1" = first ]; then
         --batch "${VAE_BATCH:-256}" --learning-rate 2e-3 --workers "$workers"
 else
     [ -e "$state/vae" ] || cp -r "$mini/vae" "$state/"
-    going_on=(--start "$mini/unet" --begun-at "${BEGUN_AT:-3}")
+    going_on=(--weights "$mini/unet" --begun-at "${BEGUN_AT:-3}")
 fi
 python3 -m tools.mini.pool "${common[@]}" --workers "$workers" &
 pool=$!

@@ -11,7 +11,7 @@ from pathlib import Path
 from tools.mini import artwork, export, judge, pool, train_text, train_unet, train_vae
 from tools.mini.settings import SETTINGS
 
-VAE_RATE = {"cpu": 1.2e-3, "cuda": 2e-3}
+VAE_RATE = {"cpu": 1e-3, "cuda": 2e-3}
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
             SETTINGS[setting],
             options.vae_minutes,
             device,
-            batch=16 if device == "cpu" else 256,
+            batch=32 if device == "cpu" else 256,
             learning_rate=VAE_RATE[device],
             decoder_only=False,
             workers=options.workers,

@@ -251,7 +251,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=240)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stop-after", type=float, default=math.inf, help="seconds")
-    parser.add_argument("--start", type=Path, help="an exported UNet to go on from")
+    parser.add_argument("--weights", type=Path, help="an exported UNet to go on from")
     parser.add_argument("--begun-at", type=float, default=0.0, help="minutes that it was trained")
     options = parser.parse_args()
     train(
@@ -260,6 +260,6 @@ if __name__ == "__main__":
         options.minutes,
         options.device,
         options.stop_after,
-        options.start,
+        options.weights,
         options.begun_at,
     )
