@@ -56,10 +56,10 @@ class NormSilu(torch.autograd.Function):
 
 
 def norm_silu(layer: nn.GroupNorm, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
-    """scale_shift: (B, 2 * C, 1, 1), applied after the norm as (1 + scale) and shift."""
+    """scale_shift: (B, 2 * C), applied after the norm as (1 + scale) and shift."""
     weight, bias = layer.weight[None], layer.bias[None]
     if scale_shift is not None:
-        scale, shift = scale_shift.flatten(1).chunk(2, dim=1)
+        scale, shift = scale_shift.chunk(2, dim=1)
         weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
     return NormSilu.apply(x, weight, bias, layer.num_groups, layer.eps)
 
@@ -116,10 +116,6 @@ def _residual(block: ResnetBlock2D, x: Tensor, temb: Tensor | None = None) -> Te
     return hidden + (x if block.conv_shortcut is None else block.conv_shortcut(x))
 
 
-def _last_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
-    return norm_silu(layer, x)
-
-
 def _normalise(layer: nn.GroupNorm, x: Tensor) -> Tensor:
     return F.group_norm(x.contiguous(), layer.num_groups, layer.weight, layer.bias, layer.eps)
 
@@ -134,7 +130,7 @@ def speed_up(model: nn.Module) -> None:
         elif isinstance(layer, ResnetBlock2D):
             layer.forward = MethodType(_residual, layer)  # type: ignore[method-assign]
         elif isinstance(layer, nn.GroupNorm) and name.endswith("conv_norm_out"):
-            layer.forward = MethodType(_last_norm, layer)  # type: ignore[method-assign]
+            layer.forward = MethodType(norm_silu, layer)  # type: ignore[method-assign]
         elif isinstance(layer, nn.GroupNorm):
             layer.forward = MethodType(_normalise, layer)  # type: ignore[method-assign]
         if hasattr(layer, "conv_norm_out"):

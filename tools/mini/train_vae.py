@@ -18,7 +18,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -86,7 +86,7 @@ def pictures(work: Path, setting: Settings, seed: int) -> np.ndarray:
 
 def batches(
     draw: Callable[[int], np.ndarray], workers: int, size: int, team: Team
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """(size, 3, 64, 64) in [-1, 1] of the last KEPT chunks, mirrored and with colours exchanged at
     random; a new chunk for every CHUNK * SHOWN pictures.
     """
@@ -160,15 +160,16 @@ def train(
     torch.manual_seed(1 + progress.step * team.size + team.rank)
     losses: list[Tensor] = []
     saved = time.monotonic()
-    draw = partial(pictures, work, setting)
-    for images in batches(draw, workers, batch // team.size, team):
+    drawn = batches(partial(pictures, work, setting), workers, batch // team.size, team)
+    while progress.seconds < 60 * minutes:
         with progress.counted(team, work):
-            images = images.to(device)
+            # Waiting for pictures counts: on a GPU they are what it takes time to make.
+            images = next(drawn).to(device)
             value = loss(masters.working, images, decoder_only)
             value.backward()
             masters.update(learning_rate * progress.rate(minutes))
         losses.append(value.detach())
-        ended = progress.seconds > 60 * minutes
+        ended = progress.seconds >= 60 * minutes
         if team.rank == 0 and progress.step % SAID_EVERY == 0:
             mean = torch.stack(losses).mean().item()
             print(
@@ -181,8 +182,7 @@ def train(
             vae.save_pretrained(folder)
             save({"masters": masters.state_dict(), "progress": vars(progress)}, checkpoint)
             saved = time.monotonic()
-        if ended:
-            break
+    drawn.close()
     if team.rank == 0:
         checkpoint.unlink()  # the folder has all that later trainings need
 
