@@ -20,7 +20,7 @@ TRANSFORMERS = {"sd3": mmdit.SD3, "flux": mmdit.FLUX}
 FAMILIES = list(LAYERS)
 ALPHAS = {"alpha = r": RANK, "alpha != r": 0.7}
 BLOCKS = {
-    family: Blocks(n, (False, True, True) if family == "sdxl" else (True, True, False))
+    family: Blocks((n,) * 3, (False, True, True) if family == "sdxl" else (True, True, False))
     for family, n in LAYERS.items()
 }
 

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from dreamtune import bases, families
 from dreamtune.bases import vocabulary
 from dreamtune.errors import Damaged
+from dreamtune.formats import checkpoint, ldm
 from dreamtune.formats.checkpoint import UNET, VAE, XL
+from dreamtune.methods import _targets
 from tests import released
 
 NAMES = [*released.NAMES]
@@ -122,6 +124,35 @@ def test_what_lacks_something_is_refused(
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(kind, match=words):
         families.load(str(tmp_path / "x.safetensors"), torch.float32)
+
+
+def test_levels_may_differ_in_resnets() -> None:
+    """diffusers allows it, and `mini` has more where its latents are largest."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=(2, 1),
+        cross_attention_dim=8,
+    )
+    blocks = ldm.Blocks.of(unet.config)
+    names, back = ldm.unet_names(blocks), ldm.unet_names_back(blocks)
+    shapes = {}
+    for path, weight in unet.state_dict().items():
+        there = ldm.renamed(path, names)
+        assert there is not None and ldm.renamed(there, back) == path
+        shapes[f"{UNET}{there}"] = tuple(weight.shape)
+    assert checkpoint.blocks_of(shapes) == blocks
+    assert checkpoint.levels_of(shapes) == [[1, 2], [4]]
+    assert checkpoint.numbers(shapes, rf"{UNET}output_blocks\.(\d+)\.") == [0, 1, 2, 3, 4]
+    # A level that has lost a resnet on one way only.
+    lost = {k: v for k, v in shapes.items() if not k.startswith(f"{UNET}input_blocks.2.")}
+    with pytest.raises(Damaged, match="do not fit"):
+        checkpoint.blocks_of(lost)
+    chosen = _targets.choose(unet, {}, ("conv1",), ("OUT04", "IN02"))
+    assert chosen == ["down_blocks.0.resnets.1.conv1", "up_blocks.1.resnets.2.conv1"]
 
 
 def test_clips_vocabulary_is_whole() -> None:

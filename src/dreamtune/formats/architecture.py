@@ -52,6 +52,7 @@ def _unet(kind: Kind, shapes: Shapes) -> Config:
     depths = [depth(shapes, f"input_blocks.{level[0]}.1") for level in levels]
     middle = f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     # The middle block takes the last level's depth, also where that level has no attention itself.
+    layers = [*blocks.layers]
     depths = [d or 1 for d in depths[:-1]] + [depths[-1] or depth(shapes, "middle_block.1")]
     down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in blocks.attention]
     up = ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(blocks.attention)]
@@ -59,7 +60,7 @@ def _unet(kind: Kind, shapes: Shapes) -> Config:
         "in_channels": shapes[FIRST][1],
         "out_channels": shapes[f"{UNET}out.2.weight"][0],
         "block_out_channels": widths,
-        "layers_per_block": blocks.layers,
+        "layers_per_block": layers[0] if len({*layers}) == 1 else layers,
         "down_block_types": down,
         "up_block_types": up,
         "transformer_layers_per_block": depths,

@@ -224,12 +224,15 @@ def depth(shapes: Shapes, block: str) -> int:
 
 
 def blocks_of(shapes: Shapes) -> ldm.Blocks:
-    """How a file's UNet is divided. Damaged when its levels are not alike."""
+    """How a file's UNet is divided. Damaged when the way up, which has one resnet a level more,
+    does not fit the way down.
+    """
     levels = levels_of(shapes)
-    if len({len(level) for level in levels}) != 1 or not levels[0]:
-        raise Damaged("the UNet has levels of different lengths", fix="use the original base")
+    up = len(numbers(shapes, re.escape(UNET) + r"output_blocks\.(\d+)\."))
+    if not all(levels) or up != sum(len(level) + 1 for level in levels):
+        raise Damaged("the UNet's ways down and up do not fit", fix="use the original base")
     attention = (depth(shapes, f"input_blocks.{level[0]}.1") > 0 for level in levels)
-    return ldm.Blocks(len(levels[0]), tuple(attention))
+    return ldm.Blocks(tuple(len(level) for level in levels), tuple(attention))
 
 
 def vae_depth(shapes: Shapes) -> tuple[int, int]:

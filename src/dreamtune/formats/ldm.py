@@ -15,17 +15,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Blocks:
-    """What the numbering of a UNet depends on: resnets a level, and which levels have attention."""
+    """What the numbering of a UNet depends on: of each level on the way down its resnets, and
+    whether it has attention. SDXL's by default.
+    """
 
-    layers: int = 2
-    attention: tuple[bool, ...] = (False, True, True)  # on the way down; SDXL's
+    layers: tuple[int, ...] = (2, 2, 2)
+    attention: tuple[bool, ...] = (False, True, True)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Blocks:
         """From a diffusers UNet's config.json."""
         kinds = config.get("down_block_types") or ()
+        attention = tuple("Attn" in kind for kind in kinds) or cls.attention
         layers = config.get("layers_per_block", 2)
-        return cls(layers, tuple("Attn" in kind for kind in kinds) or cls.attention)
+        even = isinstance(layers, int)
+        return cls((layers,) * len(attention) if even else tuple(layers), attention)
 
 
 RESNET = {
@@ -61,19 +65,24 @@ def unet_names(blocks: Blocks) -> dict[str, str]:
     """
     resnets = {"mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2"}
     names = {**UNET_TOP, "mid_block.attentions.0": "middle_block.1"}
-    layers, upward = blocks.layers, blocks.attention[::-1]
-    for level in range(len(blocks.attention)):
-        first_in, first_out = 1 + (layers + 1) * level, (layers + 1) * level
-        down, up = f"down_blocks.{level}", f"up_blocks.{level}"
+    first = 1
+    for level, layers in enumerate(blocks.layers):
+        down = f"down_blocks.{level}"
         for i in range(layers):
-            resnets[f"{down}.resnets.{i}"] = f"input_blocks.{first_in + i}.0"
-            names[f"{down}.attentions.{i}"] = f"input_blocks.{first_in + i}.1"
-        names[f"{down}.downsamplers.0.conv"] = f"input_blocks.{first_in + layers}.0.op"
+            resnets[f"{down}.resnets.{i}"] = f"input_blocks.{first + i}.0"
+            names[f"{down}.attentions.{i}"] = f"input_blocks.{first + i}.1"
+        names[f"{down}.downsamplers.0.conv"] = f"input_blocks.{first + layers}.0.op"
+        first += layers + 1
+    first = 0
+    upward = zip(blocks.layers[::-1], blocks.attention[::-1], strict=True)
+    for level, (layers, attention) in enumerate(upward):
+        up = f"up_blocks.{level}"
         for i in range(layers + 1):
-            resnets[f"{up}.resnets.{i}"] = f"output_blocks.{first_out + i}.0"
-            names[f"{up}.attentions.{i}"] = f"output_blocks.{first_out + i}.1"
-        place = 2 if upward[level] else 1  # after resnet and attention
-        names[f"{up}.upsamplers.0.conv"] = f"output_blocks.{first_out + layers}.{place}.conv"
+            resnets[f"{up}.resnets.{i}"] = f"output_blocks.{first + i}.0"
+            names[f"{up}.attentions.{i}"] = f"output_blocks.{first + i}.1"
+        place = 2 if attention else 1  # after resnet and attention
+        names[f"{up}.upsamplers.0.conv"] = f"output_blocks.{first + layers}.{place}.conv"
+        first += layers + 1
     for block, new in resnets.items():
         names |= {f"{block}.{a}": f"{new}.{b}" for a, b in RESNET.items()}
     return names

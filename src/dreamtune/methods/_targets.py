@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from dreamtune.errors import Usage, suggest
+from dreamtune.formats import ldm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,8 +34,8 @@ def choose(
     paths = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     meant = {path for target in targets for path in _by_target(paths, presets, target)}
     if blocks:
-        count = int(getattr(model, "config", {}).get("layers_per_block", 2))
-        meant &= {path for block in blocks for path in _by_block(paths, block, count)}
+        names = ldm.unet_names(ldm.Blocks.of(getattr(model, "config", {})))
+        meant &= {path for block in blocks for path in _by_block(paths, block, names)}
     if not meant:
         raise Usage(
             f"{' '.join(targets)} is nowhere in {' '.join(blocks)}",
@@ -64,38 +65,33 @@ def _by_target(
     return found
 
 
-def _by_block(paths: Sequence[str], block: str, count: int) -> list[str]:
+def _by_block(paths: Sequence[str], block: str, names: Mapping[str, str]) -> list[str]:
+    """names: of ldm.unet_names."""
     head, dot, rest = block.partition(".")
     pattern = f"{SHORT.get(head, head)}{dot}{rest}"
-    found = [p for p in paths if any(fnmatchcase(name, pattern) for name in _blocks(p, count))]
+    found = [p for p in paths if any(fnmatchcase(name, pattern) for name in _blocks(p, names))]
     if not found:
-        names = dict.fromkeys(name for p in paths for name in list(_blocks(p, count))[1:3])
+        known = dict.fromkeys(name for p in paths for name in list(_blocks(p, names))[1:3])
         raise Usage(
             f"this base has no block {block!r}",
-            why=f"it has {', '.join(names)}",
+            why=f"it has {', '.join(known)}",
             fix="give one of these, or a longer beginning of a module's path",
         )
     return found
 
 
-def _blocks(path: str, count: int) -> Iterator[str]:
+def _blocks(path: str, names: Mapping[str, str]) -> Iterator[str]:
     """The names of the blocks that a module is in: kohya's, and each beginning of its path."""
     words = path.split(".")
-    yield _kohya(path, count)
+    yield _kohya(ldm.renamed(path, names) or "")
     for n in range(1, len(words)):
         yield ".".join(words[:n])
 
 
-def _kohya(path: str, count: int) -> str:
-    """IN00 to IN11, MID, OUT00 to OUT11: a count of resnets (with their attention) and samplers.
-
-    count: resnets in a block on the way down; there is one more on the way up.
-    """
-    if path.startswith("mid_block."):
+def _kohya(path: str) -> str:
+    """IN00 to IN11, MID, OUT00 to OUT11, of a path as Stability's code has it; else nothing."""
+    way, _, rest = path.partition(".")
+    if way == "middle_block":
         return "MID"
-    place = re.match(r"(down|up)_blocks\.(\d+)\.(\w+?)s\.(\d+)", path)
-    if not place:
-        return ""
-    way, level, kind, i = place.groups()
-    number = int(level) * (count + 1) + (count if kind.endswith("sampler") else int(i))
-    return f"IN{number + 1:02}" if way == "down" else f"OUT{number:02}"
+    short = {"input_blocks": "IN", "output_blocks": "OUT"}.get(way)
+    return f"{short}{int(rest.partition('.')[0]):02}" if short else ""
