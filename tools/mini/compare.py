@@ -5,7 +5,7 @@
     python -m tools.mini.compare --work DIR --arms lora    # joint success of LoRA, and the controls
     python -m tools.mini.compare --work DIR --turn 1/2     # every second one: beside --turn 2/2
     python -m tools.mini.compare --work DIR --report       # what has been measured so far
-    python -m tools.mini.compare --work DIR --sheet FILE   # pictures of twelve
+    python -m tools.mini.compare --work DIR --sheet FILE   # pictures of twelve that were measured
 
 Does personalisation give the subject and a new background in one picture? `prep`, `train` and
 `sample` are dreamtune's own. A picture succeeds when the subject is the nearest of all emoji of its
@@ -122,6 +122,11 @@ class Results:
     def add(self, line: Row) -> None:
         self.lines.append(line)
         self._write(line)
+
+    def strip(self, subject: str) -> Path:
+        """A training picture of a subject, and below it what the baseline made."""
+        kind = f"{self.plan['base'][:12]}-{self.plan['seconds']:g}"
+        return self.path.with_suffix("") / kind / f"{subject}.png"
 
     def settle(self, steps: dict[str, int]) -> None:
         self.steps |= steps
@@ -273,6 +278,8 @@ def measure(
                 if made is not None:
                     line = {"subject": subject.name, "arm": arm, "seconds": round(seconds, 2)}
                     results.add(line | verdict(judging, subject, made))
+                    if arm == BASELINE:
+                        draw_strip(results.strip(subject.name), [subject.pictures[0], *made])
             other = turn.learn(BASELINE)[0]
             print(f"{number + 1} of {len(subjects)}: {subject.name}", flush=True)
 
@@ -329,17 +336,16 @@ def interval(differences: Sequence[float]) -> str:
     return f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def sheet(subjects: Sequence[Subject], judging: Judge, results: Results, plan: Plan) -> Image.Image:
-    """A column for each subject: a training picture above, then the baseline's, all PHOTO px."""
-    columns = []
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), plan)
-        for subject in subjects:
-            turn = Turn(bench, subject, judging.twin(subject), results.steps, None)
-            made, _ = turn.pictures(BASELINE)
-            assert made is not None
-            cells = [Image.fromarray(cell) for cell in (subject.pictures[0], *made)]
-            columns.append(np.concatenate([cell.resize((PHOTO, PHOTO)) for cell in cells]))
+def draw_strip(path: Path, pictures: Sequence[np.ndarray]) -> None:
+    """Pictures of any size below one another, all PHOTO px."""
+    cells = [np.asarray(Image.fromarray(cell).resize((PHOTO, PHOTO))) for cell in pictures]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(cells)).save(path)
+
+
+def sheet(subjects: Sequence[Subject], results: Results) -> Image.Image:
+    """The strips of subjects, side by side."""
+    columns = [np.asarray(Image.open(results.strip(subject.name))) for subject in subjects]
     return Image.fromarray(np.concatenate(columns, axis=1))
 
 
@@ -367,7 +373,7 @@ def main() -> None:
         judging = Judge(ask.work, SETTINGS[ask.setting], ask.views)
         subjects = choose(ask.work, SETTINGS[ask.setting], judging, ask.subjects)
         if ask.sheet:
-            sheet(subjects[:ON_SHEET], judging, results, plan).save(ask.sheet, optimize=True)
+            sheet(subjects[:ON_SHEET], results).save(ask.sheet, optimize=True)
             return
         turn, turns = map(int, ask.turn.split("/"))
         measure(subjects[turn - 1 :: turns], judging, results, plan, ask.arms, until)

@@ -4,8 +4,9 @@
     python -m tools.mini.evaluate --work DIR --mini DIR/export/mini --speed
 
 Pictures are judged by EfficientNet-Lite0 penultimate features, which the generator never trained
-on: a picture shows what the nearest true emoji shows, by cosine of centred features. Beside each
-figure stands what the judge makes of real composites, its ceiling.
+on: a picture shows what the nearest true emoji shows, by cosine of centred features. It is asked
+twice, among the concepts that have names and among every emoji that there is, the held-out ones
+too. Beside each figure stands what the judge makes of real composites, its ceiling.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,12 +114,21 @@ class References:
         return best.argsort(dim=1, descending=True)
 
     def score(self, features: Tensor, codes: Tensor, styles: Tensor) -> dict[str, str]:
+        """codes, styles: (N,) what was asked for, as `number` and STYLES count them."""
         ranked = self.concepts(features)
-        return {
-            "concept top-1": str(share(ranked[:, 0] == codes)),
-            "concept top-5": str(share((ranked[:, :5] == codes[:, None]).any(1))),
-            "style": str(share(self.styles[self.rank(features)[:, 0]] == styles)),
+        right = self.styles[self.rank(features)[:, 0]] == styles
+        scores = {
+            "concept top-1": share(ranked[:, 0] == codes),
+            "concept top-5": share((ranked[:, :5] == codes[:, None]).any(1)),
+            "style": share(right),
         }
+        for number in styles.unique().tolist():
+            scores[f"style {[*STYLES][number]}"] = share(right[styles == number])
+        return {name: str(value) for name, value in scores.items()}
+
+    def numbers(self, asked: Sequence[Picture]) -> Tensor:
+        """(N,) of the concepts that pictures of one thing show."""
+        return torch.tensor([self.number[picture.codes[0]] for picture in asked])
 
 
 def lab(colours: np.ndarray) -> np.ndarray:
@@ -164,22 +174,37 @@ def prompts(setting: Settings, concepts: list[Concept], count: int) -> list[tupl
     return asked
 
 
+def every_concept(work: Path, setting: Settings) -> list[Concept]:
+    """All emoji that there are in every style, those without a name of their own and those held out
+    too.
+    """
+    masters = load_masters(work, 32)
+    return [
+        concept
+        for concept in load_concepts(work)
+        if all(f"{style}/{concept.code}" in masters for style in setting.styles)
+    ]
+
+
 def score_prompts(
-    references: References,
+    banks: dict[str, References],
     pipeline: StableDiffusionPipeline,
     setting: Settings,
     concepts: list[Concept],
     count: int,
     guidance: float,
 ) -> dict[str, str]:
-    asked = prompts(setting, concepts, count)
-    images = sample(pipeline, [words for words, _ in asked], setting.pixels, guidance=guidance)
-    features = judge.features(references.network, images, size=SEEN_AT)
-    codes = torch.tensor([references.number[p.codes[0]] for _, p in asked])
-    styles = torch.tensor([list(STYLES).index(p.style) for _, p in asked])
-    wanted = [p.background.colour for _, p in asked]
+    """banks: the references to be found among, by what they are called."""
+    words, asked = zip(*prompts(setting, concepts, count), strict=True)
+    images = sample(pipeline, words, setting.pixels, guidance=guidance)
+    styles = torch.tensor([list(STYLES).index(picture.style) for picture in asked])
+    scores: dict[str, str] = {}
+    for name, references in banks.items():
+        features = judge.features(references.network, images, size=SEEN_AT)
+        found = references.score(features, references.numbers(asked), styles)
+        scores |= {f"{name}: {key}": value for key, value in found.items()}
+    wanted = [picture.background.colour for picture in asked]
     hits = [a == b for a, b in zip(background_colour(to_uint8(images)), wanted, strict=True)]
-    scores = references.score(features, codes, styles)
     return {**scores, "background colour": str(share(torch.tensor(hits)))}
 
 
@@ -303,13 +328,15 @@ def main() -> None:
         return
     scores = score_vae(pipeline.vae, options.work, setting, options.photos)
     concepts = drawn_concepts(options.work, setting)
-    references = References(options.work, setting, concepts)
-    ceiling = references.score(references.unseen, references.codes, references.styles)
-    scores |= {f"judge's ceiling: {name}": value for name, value in ceiling.items()}
-    scores |= score_reconstructed(references, pipeline.vae, options.work, setting)
-    scores |= score_prompts(
-        references, pipeline, setting, concepts, options.count, options.guidance
-    )
+    banks = {
+        "named": References(options.work, setting, concepts),
+        "all emoji": References(options.work, setting, every_concept(options.work, setting)),
+    }
+    for name, bank in banks.items():
+        ceiling = bank.score(bank.unseen, bank.codes, bank.styles)
+        scores |= {f"judge's ceiling, {name}: {key}": value for key, value in ceiling.items()}
+    scores |= score_reconstructed(banks["named"], pipeline.vae, options.work, setting)
+    scores |= score_prompts(banks, pipeline, setting, concepts, options.count, options.guidance)
     print(json.dumps(scores, indent=1))
 
 

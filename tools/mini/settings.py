@@ -19,6 +19,7 @@ class Settings:
     pairs: float
     pool: int
     unet_channels: tuple[int, ...]
+    unet_layers: tuple[int, ...]
     unet_cross_attention: tuple[bool, ...]
     heads: tuple[int, ...]
     batch: int
@@ -41,6 +42,7 @@ SETTINGS = {
         pairs=0.0,
         pool=49152,
         unet_channels=(128, 128),
+        unet_layers=(2, 1),
         unet_cross_attention=(False, True),
         heads=(4, 4),
         batch=128,
@@ -54,6 +56,7 @@ SETTINGS = {
         pairs=0.1,
         pool=400_000,
         unet_channels=(96, 160, 192),
+        unet_layers=(1, 1, 1),
         unet_cross_attention=(False, True, True),
         heads=(3, 5, 6),
         batch=512,

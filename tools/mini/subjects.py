@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tools.mini import judge
-from tools.mini.artwork import Concept, load_concepts, load_masters
+from tools.mini.artwork import Concept, load_masters
 from tools.mini.compose import compose, random_background
-from tools.mini.evaluate import SEEN_AT, References, background_colour
+from tools.mini.evaluate import SEEN_AT, References, background_colour, every_concept
 from tools.mini.settings import Settings
 from tools.mini.words import COLOURS, STYLES, Picture, article
 
@@ -57,12 +57,7 @@ class Judge:
     """Nearest emoji of a style, among all of it that there is."""
 
     def __init__(self, work: Path, setting: Settings, views: int) -> None:
-        masters = load_masters(work, 32)
-        self.concepts = [
-            concept
-            for concept in load_concepts(work)
-            if all(f"{style}/{concept.code}" in masters for style in setting.styles)
-        ]
+        self.concepts = every_concept(work, setting)
         self.references = References(work, setting, self.concepts, views)
 
     def features(self, pictures: np.ndarray) -> Tensor:

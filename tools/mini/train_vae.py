@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 2 -m tools.mini.train_vae ...                # on two cores
 
 Fed with composites and, one picture in three, textures. `--decoder-only` leaves the encoder as it
-is, so that latents and a UNet trained on them stay valid. `touch DIR/PAUSE` halts it between two
+is, so that latents and a UNet trained on them stay valid, and shows the decoder latents that are as
+far off as a UNet's are. `touch DIR/PAUSE` halts it between two
 steps; a run continues from its last checkpoint, WORK/vae.pt.
 
 The posterior has one standard deviation, NOISE, for all channels and pictures, and the means cost
@@ -42,6 +43,7 @@ CROP = 64  # px; the autoencoder is convolutional, so it is trained on crops of 
 CHUNK = 512  # pictures drawn at a time
 SHOWN, KEPT = 4, 16  # times that a picture is shown, and chunks of which a batch is drawn
 NOISE = 0.1  # standard deviation of the posterior
+OFF = 0.3  # the largest deviation of latents that the decoder alone learns from
 PENALTY = 0.02  # of the mean square of its means
 SAID_EVERY = 100  # steps
 
@@ -121,7 +123,8 @@ def loss(vae: AutoencoderKL, images: Tensor, decoder_only: bool) -> Tensor:
     inputs = images.to(vae.dtype).contiguous(memory_format=torch.channels_last)
     with torch.set_grad_enabled(not decoder_only):
         means = vae.encode(inputs).latent_dist.mean
-    out = vae.decode(means + NOISE * torch.randn_like(means)).sample
+    noise = OFF * torch.rand(len(means), 1, 1, 1).to(means) if decoder_only else NOISE
+    out = vae.decode(means + noise * torch.randn_like(means)).sample
     return reconstruction_loss(out.float(), images) + PENALTY * means.float().square().mean()
 
 
