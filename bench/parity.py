@@ -33,7 +33,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -144,7 +144,7 @@ def run(script: Path, work: Path, flags: tuple[str, ...]) -> tuple[dict[str, Any
             *flags,
         ]
     )
-    module.args = args  # its dataset reads a global
+    vars(module)["args"] = args  # its dataset reads a global
     seen: dict[str, Any] = {}
     draws: list[Tensor] = []
     with contextlib.suppress(Enough), watched(seen, draws):
@@ -184,7 +184,7 @@ def ours(family: families.Family, seen: dict[str, Any], drawn: Tensor) -> dict[s
     tokens = {stack.name: stack.tokenize([PROMPT]) for stack in family.text}
     noise = seen["noise"]
     size = (noise.shape[-2], noise.shape[-1])
-    family.process = replace(family.process, times=Times("uniform"))
+    family.process = family.process.tuned(Times("uniform"), None)
     u = _levels(family.process, seen["timesteps"], size)
     t = family.process.timesteps(u, size)
     with torch.no_grad():

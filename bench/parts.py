@@ -65,9 +65,10 @@ def updates(steps: int, count: int) -> dict[str, list[tuple[float, float]]]:
     optimizer = torch.optim.AdamW([{"params": parameters, "peak": 1e-4, "start": 0}], fused=True)
     objective = Objective(family, method.live(), losses.l2).train()
 
-    side = base.SIZES["small"].resolution // 8
+    size = base.SIZES["small"]
+    side = size.resolution // 8
     image = {name: torch.rand(4, 4, side, side) for name in ("mean", "std")}
-    text = {"text": torch.rand(1, family.text[0].length, base.TEXT_WIDTH)}
+    text = {"text": torch.rand(1, family.text[0].length, size.text_width)}
     table = Table(
         [{**image, "meta": torch.rand(4, 6)}] * 4, [text], "text", {SUBJECT: [0] * 4}, [1.0] * 4
     )

@@ -1,6 +1,6 @@
 """How many planted photos the similarity filter catches, and how many own photos it sets aside.
 
-    python bench/prep_filter.py ../shared/data/dreambooth
+    python -m bench.prep_filter ../shared/data/dreambooth
 
 Sets are a subject's photos with photos of other classes planted among them, judged by the code
 that `dreamtune prep` runs, at 0.75. Photos are decoded and encoded once; each set is then judged
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "clip"))
-import calibrate
-
 from dreamtune.data import encoder, judge, quality
 from dreamtune.data.album import Album, Looked
 from dreamtune.data.examine import for_tower, shrunk
 from dreamtune.data.similarity import Calibration
+from tools.clip import calibrate
 
 FOLDS, DRAWS, VIEWS = 5, 20, 7
 

@@ -1,7 +1,7 @@
 """Derive assets/clip/calibration.safetensors: the mean feature and the line between subjects.
 
-    python tools/clip/calibrate.py ../shared/data/dreambooth            # report, write
-    python tools/clip/calibrate.py ../shared/data/dreambooth --check    # report only
+    python -m tools.clip.calibrate ../shared/data/dreambooth            # report, write
+    python -m tools.clip.calibrate ../shared/data/dreambooth --check    # report only
 
 The folder holds one folder of photos for each subject, and prompts_and_classes.txt with the class
 of each. Sets are drawn as in the issue: a subject's photos with photos of other classes planted

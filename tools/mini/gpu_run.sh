@@ -23,7 +23,7 @@ fi
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TMPDIR=${TMPDIR:-/tmp}
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 mini=${MINI:-src/dreamtune/assets/mini}
-mkdir -p "$state/pool-$setting"
+mkdir -p "$OUT" "$state/pool-$setting"
 [ -e "$state/masters.npz" ] || cp -r .mini-gpu/work/. "$mini/tokenizer" "$mini/text_encoder" "$state/"
 common=(--work "$state" --setting "$setting" --device "$device")
 left() { echo $((until - ($(date +%s) - start))); }

@@ -128,7 +128,7 @@ def speed_up(model: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d) and layer.padding == (1, 1):
             layer.forward = MethodType(_convolve, layer)  # type: ignore[method-assign]
         elif isinstance(layer, ResnetBlock2D):
-            layer.forward = MethodType(_residual, layer)  # type: ignore[method-assign]
+            layer.forward = MethodType(_residual, layer)
         elif isinstance(layer, nn.GroupNorm) and name.endswith("conv_norm_out"):
             layer.forward = MethodType(norm_silu, layer)  # type: ignore[method-assign]
         elif isinstance(layer, nn.GroupNorm):

@@ -20,7 +20,7 @@ class Masters(Generic[Network]):
     """network: fp32, channels last. working: what forward and backward run on."""
 
     def __init__(self, network: Network, learning_rate: float, device: str, team: Team) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.working = copy.deepcopy(self.network).bfloat16()
         if device == "cpu":
             speed_up(self.working)
