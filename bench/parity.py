@@ -232,7 +232,7 @@ def _time_ids(seen: dict[str, Any]) -> Tensor:
 
 
 def _difference(mine: Tensor, theirs: Tensor) -> float:
-    return float((mine - theirs).norm() / theirs.norm())
+    return float((mine - theirs).norm().detach() / theirs.norm().detach())
 
 
 def _photos(folder: Path) -> None:
