@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,6 +13,7 @@ from dreamtune import bases
 from tests.test_documents import ROOT
 from tools.mini import train_vae
 from tools.mini.artwork import Concept
+from tools.mini.compare import Plan, Results
 from tools.mini.compose import random_picture
 from tools.mini.pool import caption_ids
 from tools.mini.progress import Progress
@@ -52,3 +54,14 @@ def test_the_rate_follows_the_minutes() -> None:
     warm = [Progress(step=1000, seconds=60 * minute).rate(10) for minute in range(13)]
     assert warm[0] == 1 and warm == sorted(warm, reverse=True)
     assert 0 < warm[10] == warm[12] < 0.03
+
+
+def test_comparisons_side_by_side_train_equally_long(tmp_path: Path) -> None:
+    """Two processes that measured different rates: both go by what stands in the file first."""
+    plan = Plan("cpu64", "base", 40.0, 2, 4.0, 2)
+    one, two = (Results(tmp_path / "compare.jsonl", plan) for _ in range(2))
+    held = two.steps  # by the turn that is being measured
+    one.settle({"lora": 256})
+    two.settle({"lora": 380, "embedding": 90})
+    assert held == two.steps == {"lora": 256, "embedding": 90}
+    assert Results(tmp_path / "compare.jsonl", plan).steps == two.steps

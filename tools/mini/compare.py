@@ -106,14 +106,8 @@ class Results:
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path, self.plan = path, dataclasses.asdict(plan)
-        text = path.read_text() if path.exists() else ""
-        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-        same = [line for line in lines if line["plan"] == self.plan]
-        self.lines = [line for line in same if "arm" in line]
-        counts = [line["steps"] for line in same if "arm" not in line]
-        self.steps: dict[str, int] = {}  # updates, by arm; of two processes the first to write
-        for steps in reversed(counts):
-            self.steps |= steps
+        self.lines = [line for line in self._read() if "arm" in line]
+        self.steps = self._settled()  # updates, by arm
 
     def find(self, subject: str, arm: str) -> Row | None:
         found = (x for x in self.lines if (x["subject"], x["arm"]) == (subject, arm))
@@ -129,8 +123,22 @@ class Results:
         return self.path.with_suffix("") / kind / f"{subject}.png"
 
     def settle(self, steps: dict[str, int]) -> None:
-        self.steps |= steps
+        """Offer numbers of updates. Of processes side by side the first to write is heeded by all,
+        or their subjects would train differently long.
+        """
         self._write({"steps": steps})
+        self.steps |= self._settled()
+
+    def _settled(self) -> dict[str, int]:
+        steps: dict[str, int] = {}
+        for line in reversed([line for line in self._read() if "steps" in line]):
+            steps |= line["steps"]
+        return steps
+
+    def _read(self) -> list[Row]:
+        text = self.path.read_text() if self.path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return [line for line in lines if line["plan"] == self.plan]
 
     def _write(self, line: Row) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
