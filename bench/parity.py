@@ -232,7 +232,7 @@ def _time_ids(seen: dict[str, Any]) -> Tensor:
 
 
 def _difference(mine: Tensor, theirs: Tensor) -> float:
-    return float((mine - theirs).norm().detach() / theirs.norm().detach())
+    return ((mine - theirs).norm() / theirs.norm()).item()
 
 
 def _photos(folder: Path) -> None:

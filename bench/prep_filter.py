@@ -81,8 +81,7 @@ def views(image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
 
 
 def read(folder: Path) -> Pool:
-    table = (folder / "prompts_and_classes.txt").read_text().splitlines()
-    known = dict(line.split(",") for line in table if line.count(",") == 1)
+    known = calibrate.class_table(folder)
     rng = np.random.default_rng(0)
     encode = encoder.load()
     features, prints, measured, subjects, original = [], [], [], [], []

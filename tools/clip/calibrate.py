@@ -15,6 +15,7 @@ subjects of the other four, and own and planted photos come from the fold.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +41,16 @@ class Photos:
     classes: NDArray[np.str_]
 
 
+def class_table(folder: Path) -> dict[str, str]:
+    """Subject to class, by the table in the folder."""
+    table = (folder / "prompts_and_classes.txt").read_text().splitlines()
+    rows = itertools.takewhile(bool, table[table.index("subject_name,class") + 1 :])
+    return dict(row.split(",") for row in rows)
+
+
 def read(folder: Path) -> Photos:
     """Every photo below `folder`, through the bundled tower."""
-    table = (folder / "prompts_and_classes.txt").read_text().splitlines()
-    known = dict(line.split(",") for line in table if line.count(",") == 1)
+    known = class_table(folder)
     files = sorted(folder.glob("*/*.jpg"))
     pixels = np.stack([for_tower(shrunk(Image.open(file).convert("RGB"))) for file in files])
     subjects = np.array([file.parent.name for file in files])

@@ -5,8 +5,8 @@
 
 Fed with composites and, one picture in three, textures. `--decoder-only` leaves the encoder as it
 is, so that latents and a UNet trained on them stay valid, and shows the decoder latents that are as
-far off as a UNet's are. `touch DIR/PAUSE` halts it between two
-steps; a run continues from its last checkpoint, WORK/vae.pt.
+far off as a UNet's are. `touch DIR/PAUSE` halts it between two steps; a run continues from its last
+checkpoint, WORK/vae.pt.
 
 The posterior has one standard deviation, NOISE, for all channels and pictures, and the means cost
 their square: as with the learnt one of a usual KL the code has a limited capacity, but what matters
