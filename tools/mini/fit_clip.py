@@ -64,7 +64,7 @@ class Seen:
 def name_states(work: Path, concepts: list[Concept]) -> Tensor:
     """(templates, concepts, 256) states of the frozen tower at the end mark."""
     tokens = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    tower = CLIPTextModel.from_pretrained(work / "text_encoder").eval()
+    tower = CLIPTextModel.from_pretrained(work / "text_encoder", dtype=torch.float32).eval()
     rows = []
     for template in TEMPLATES:
         texts = [template.format(article(concept.names[0])) for concept in concepts]
